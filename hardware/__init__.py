@@ -1,0 +1,3 @@
+"""What runs on the device: carve, build, time and compare. Never imports torch."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,79 @@
+"""Records on disk: JSON that appears whole, forbids unknown keys, and carries its schema number."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hardware.errors import StorageError
+
+
+class Record(BaseModel):
+    """A frozen record that crosses a file boundary."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    SCHEMA: ClassVar[int] = 1
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file so that it appears whole or not at all: beside it, then renamed.
+
+    Raises:
+        StorageError: the folder is read-only, missing, or the disk is full.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise StorageError(
+            f"Cannot write {path}: {error.strerror or error}. "
+            "Free space or choose another output folder (`out` in the recipe)."
+        ) from error
+
+
+def save_record(record: Record, path: Path) -> None:
+    """Save a record as JSON with its schema number; the file appears whole."""
+    body = {"schema": record.SCHEMA, **record.model_dump(mode="json")}
+    write_whole(path, json.dumps(body, indent=1) + "\n")
+
+
+def load_record(kind: type[AnyRecord], path: Path) -> AnyRecord:
+    """Return the record in `path`.
+
+    Raises:
+        StorageError: no such file, damaged JSON, a newer schema, or keys that do not fit.
+    """
+    try:
+        body = json.loads(path.read_text())
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged, not JSON ({error}). Delete it to start anew.") from error
+    if not isinstance(body, dict):
+        raise StorageError(f"{path} holds {type(body).__name__}, not a {kind.__name__} record.")
+    schema = body.pop("schema", None)
+    if schema != kind.SCHEMA:
+        raise StorageError(
+            f"{path} has schema {schema}; this version of Espalier reads schema {kind.SCHEMA} of "
+            f"{kind.__name__}. Update Espalier or delete the file."
+        )
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise StorageError(f"{path} is not a valid {kind.__name__}: {error}") from error
