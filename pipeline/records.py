@@ -1,0 +1,131 @@
+"""What the stages hand to one another."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from hardware.storing import Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """A torch network and what it takes to build it again."""
+
+    module: nn.Module
+    spec: str  # "timm:NAME", "torchvision:NAME", "package.module:factory"
+    arguments: Mapping[str, Any]  # Any: a user's keyword arguments
+    input_shape: tuple[int, ...]  # one image, (channels, height, width)
+
+    def example(self, batch: int = 1) -> Tensor:
+        """Return a fixed standard-normal input `(batch, channels, height, width)`."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(batch, *self.input_shape, generator=generator)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupView:
+    """A pruning group as a criterion or a redundancy measure sees it; all tensors float32, CPU.
+
+    One tensor per coupled layer. `width` units; where a unit owns several positions, a tensor's
+    first axis is the unit and the positions are laid out behind it.
+    """
+
+    name: str
+    width: int
+    filters: tuple[Tensor, ...]  # (width, in * kh * kw) of every layer that produces the group
+    consumers: tuple[Tensor, ...]  # (width, everything that reads the unit) of the next layers
+    norm_scales: tuple[Tensor, ...]  # (width,) batch-norm weights
+    norm_shifts: tuple[Tensor, ...]  # (width,) batch-norm biases
+    filter_gradients: tuple[Tensor, ...] = ()  # (batches, width, in * kh * kw), where asked for
+    norm_scale_gradients: tuple[Tensor, ...] = ()  # (batches, width)
+    norm_shift_gradients: tuple[Tensor, ...] = ()  # (batches, width)
+
+
+class Floor(Record):
+    """The least width that redundancy allows a group, and what was measured to say so."""
+
+    group: str
+    width: int
+    floor: int
+    score: float  # of the measure; larger = more redundant
+    detail: str = ""  # one line for the report, with the null where there is one
+
+
+class Choice(Record):
+    """The width of one group in a plan, and why."""
+
+    group: str
+    full: int
+    floor: int
+    width: int
+    reason: str  # "redundancy floor" | "no measured gain below" | "saliency" | "emptied" | "frozen: ..."
+    detail: str = ""
+
+
+class Plan(Record):
+    """Which channels stay, what that costs, and how close to the best possible it is."""
+
+    target_ms: float
+    predicted_ms: float
+    baseline_ms: float  # the full network, predicted the same way
+    gap: float  # (bound - value) / |value| of the objective; 0 = proven best
+    objective: str
+    value: float
+    solver_s: float
+    measured: bool  # every latency the plan rests on was measured, none interpolated
+    choices: tuple[Choice, ...]
+    keep: Mapping[str, tuple[int, ...]]  # per group the units that stay
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Width per group."""
+        return {choice.group: choice.width for choice in self.choices}
+
+
+class EpochRecord(Record):
+    """One epoch of training, as measured."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    val_loss: float
+    val_accuracy_pct: float
+    seconds: float
+
+
+class Verdict(Record):
+    """What was promised and what was measured on the delivered engine."""
+
+    passed: bool
+    reasons: tuple[str, ...]  # one line per limit: what was measured, what was allowed
+    runtime: str
+    precision: str
+    batch: int
+    threads: int
+    baseline_ms: float
+    baseline_interval_ms: tuple[float, float]
+    target_ms: float
+    measured_ms: float
+    measured_interval_ms: tuple[float, float]
+    predicted_ms: float
+    prediction_error_pct: float
+    speedup: float
+    speedup_interval: tuple[float, float]
+    baseline_accuracy_pct: float
+    accuracy_pct: float  # of the delivered engine on the test images
+    torch_accuracy_pct: float
+    test_images: int
+    parity: float  # largest relative difference engine against torch
+    proof_error: float  # largest relative difference removed against masked
+    parameters: tuple[int, int]  # before, after
+    macs: tuple[int, int]
+    engine: str
+    report: str
+
+
+Array = npt.NDArray[np.float64]
