@@ -20,7 +20,9 @@ def get_runtime(name: str) -> Runtime:
         RuntimeMissingError: unknown, or its package is not installed.
     """
     if name not in RUNTIMES:
-        raise RuntimeMissingError(f"Unknown runtime {name!r}. Known: {', '.join(sorted(RUNTIMES))}.")
+        raise RuntimeMissingError(
+            f"Unknown runtime {name!r}. Known: {', '.join(sorted(RUNTIMES))}."
+        )
     module, _, kind = RUNTIMES[name].partition(":")
     runtime: Runtime = getattr(import_module(module), kind)()
     if (missing := runtime.missing()) is not None:

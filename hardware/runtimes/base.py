@@ -1,7 +1,8 @@
 """What Espalier asks of a runtime: build an engine, run it, and tell where the time went."""
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from hardware.errors import ModelError, RunError
+
 Array = npt.NDArray[Any]  # inputs and outputs have the dtype that the model declares
 Feeds = Mapping[str, Array]
+
+Timer = Callable[[int], float]
+"""Runs something that many times back to back and returns the milliseconds that one run took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +64,43 @@ class Engine(ABC):
     def save(self, folder: Path) -> Path:
         """Write the deliverable engine into `folder` and return its main file."""
 
+    def timer(self, feeds: Feeds) -> Timer:
+        """Return what `timing.time_together` times: inferences on `feeds`, end to end.
+
+        The default reads the clock around `run`. A runtime that can prepare its inputs once, or
+        whose device keeps its own clock (CUDA events, a simulation), overrides it.
+
+        Raises:
+            RunError: an input's name or shape does not fit; the timer raises it too.
+        """
+        self.check(feeds)
+
+        def milliseconds(calls: int) -> float:
+            start = time.perf_counter_ns()
+            for _ in range(calls):
+                self.run(feeds)
+            return (time.perf_counter_ns() - start) / calls / 1e6
+
+        return milliseconds
+
+    def check(self, feeds: Feeds) -> None:
+        """Refuse feeds that do not fit the engine's inputs.
+
+        Raises:
+            RunError: an input is missing, unknown, or of another shape.
+        """
+        if set(feeds) != set(self.inputs):
+            raise RunError(
+                f"This engine takes the inputs {sorted(self.inputs)}; got {sorted(feeds)}. "
+                "Feed every input under its own name."
+            )
+        for name, shape in self.inputs.items():
+            if tuple(feeds[name].shape) != tuple(shape):
+                raise RunError(
+                    f"Input {name!r} takes the shape {shape}; got {tuple(feeds[name].shape)}. "
+                    "Engines are built for one batch size and image size."
+                )
+
     def random_feeds(self, seed: int = 0) -> dict[str, Array]:
         """Return standard-normal inputs of the right shapes: never zeros, which can run faster."""
         generator = np.random.default_rng(seed)
@@ -82,7 +125,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def device(self) -> str:
-        """Return what it runs on here, in words (\"CPU: AMD EPYC\")."""
+        """Return what it runs on here, in words, like `CPU: AMD EPYC`."""
 
     @abstractmethod
     def build(
@@ -91,7 +134,7 @@ class Runtime(ABC):
         """Build an engine; with `profile`, one whose `node_times` answers.
 
         Raises:
-            BuildError: the runtime refused, fell back to another device, or chose another precision.
+            BuildError: the runtime refused, fell back to another device, or to another precision.
         """
 
     @abstractmethod
@@ -101,3 +144,24 @@ class Runtime(ABC):
         Raises:
             BuildError: not such a file, or it does not run here.
         """
+
+
+def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every input that is fed, by name; initializers listed as inputs are not.
+
+    Raises:
+        ModelError: a size is left open. Engines are built for one size.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    shapes = {}
+    for value in model.graph.input:
+        if value.name in constants:
+            continue
+        shape = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+        if any(size <= 0 for size in shape):
+            raise ModelError(
+                f"Input {value.name!r} has an open size in its shape {shape}. "
+                "Export the model with fixed sizes, batch included."
+            )
+        shapes[value.name] = shape
+    return shapes
