@@ -146,7 +146,7 @@ def timer_of(run: Callable[[], object]) -> Timer:
 
 def time_together(
     timers: Sequence[Timer],
-    protocol: Protocol = Protocol(),  # noqa: B008  frozen
+    protocol: Protocol = Protocol(),
     *,
     seed: int = 0,
     progress: Progress | None = None,

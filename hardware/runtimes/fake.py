@@ -49,7 +49,9 @@ class Staircase:
 class FakeEngine(Engine):
     """A model on the imagined device."""
 
-    def __init__(self, model: onnx.ModelProto, stairs: Staircase, threads: int, profile: bool):
+    def __init__(
+        self, model: onnx.ModelProto, stairs: Staircase, threads: int, profile: bool
+    ) -> None:
         self.model = model
         self.inputs = input_shapes(model)
         self.precision = "fp32"
@@ -169,7 +171,7 @@ def _costs(model: onnx.ModelProto, stairs: Staircase, threads: int) -> tuple[Nod
         else:
             index = len(executed)
             executed.append((node, [node.name]))
-        made_by.update({output: index for output in node.output})
+        made_by.update(dict.fromkeys(node.output, index))
     return tuple(
         NodeTime(
             name="+".join(names),
