@@ -1,0 +1,162 @@
+"""Pruning groups as criteria and redundancy measures see them: weights, unit by unit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from hardware.channels import ChannelMap, Group, ParameterSlice
+from pipeline.errors import PipelineError
+from pipeline.records import GroupView, Network
+
+FILTER_ROLES = ("filter", "depthwise")
+
+
+def group_views(
+    network: Network,
+    channels: ChannelMap,
+    batches: Sequence[tuple[Tensor, Tensor]] | None = None,
+) -> tuple[GroupView, ...]:
+    """Return a view of every prunable group: its filters, its readers, its batch norms.
+
+    Depthwise filters count among `filters`: a unit runs through them, so they go with it. Where a
+    unit owns several positions of an axis, filters and consumers lay them out behind the unit
+    (padded with zeros where units own unequally many), and a batch norm becomes one tensor per
+    position.
+
+    Args:
+        network: the trained network; neither its mode nor its gradients change.
+        channels: which slices of which parameters go together.
+        batches: pairs of images `(batch, channels, height, width)` and labels `(batch,)`; with
+            them the views hold the gradient of the mean cross entropy of every batch, taken in
+            eval mode. Memory: one copy of the viewed parameters per batch.
+
+    Returns:
+        One view per prunable group, in the order of the channel map; float32 on the CPU.
+
+    Raises:
+        PipelineError: the map belongs to another network, or a loss is not a number.
+    """
+    tensors = _tensors_of(network.module)
+    _check_map(channels, tensors)
+    # Constants of the graph that the network does not hold were never learned: nothing to see.
+    used = sorted(
+        {s.parameter for g in channels.prunable for s in g.slices if s.parameter in tensors}
+    )
+    gradients = _gradients(network.module, used, batches) if batches else {}
+    return tuple(_view(group, tensors, gradients) for group in channels.prunable)
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    return {**parameters, **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def _check_map(channels: ChannelMap, tensors: Mapping[str, Tensor]) -> None:
+    """Raise where a slice does not fit the tensor that it names."""
+    slices = [s for group in channels.prunable for s in group.slices]
+    if slices and not any(s.parameter in tensors for s in slices):
+        raise PipelineError(
+            f"The channel map names {slices[0].parameter} and {len(slices) - 1} more slices, none of "
+            "which the network has. It belongs to another network: analyse this one again."
+        )
+    for s in slices:
+        if s.parameter not in tensors:
+            continue
+        shape = tuple(tensors[s.parameter].shape)
+        if s.axis >= len(shape) or shape[s.axis] != len(s.units):
+            raise PipelineError(
+                f"{s.parameter} has shape {shape}, but the channel map has {len(s.units)} positions "
+                f"along its axis {s.axis}. The map belongs to another network: analyse this one again."
+            )
+
+
+def _view(
+    group: Group, tensors: Mapping[str, Tensor], gradients: Mapping[str, Sequence[Tensor]]
+) -> GroupView:
+    known = [s for s in group.slices if s.parameter in tensors]
+    filters = [s for s in known if s.role in FILTER_ROLES]
+    consumers = [s for s in known if s.role == "input"]
+    norms = [s for s in known if s.role == "norm"]
+    scales = [s for s in norms if s.parameter.rpartition(".")[2] == "weight"]
+    shifts = [s for s in norms if s.parameter.rpartition(".")[2] == "bias"]
+
+    def rows(slices: Sequence[ParameterSlice]) -> tuple[Tensor, ...]:
+        return tuple(_by_unit(tensors[s.parameter], s, group.width) for s in slices)
+
+    def row_gradients(slices: Sequence[ParameterSlice]) -> tuple[Tensor, ...]:
+        return tuple(
+            torch.stack([_by_unit(g, s, group.width) for g in gradients[s.parameter]])
+            for s in slices
+            if gradients
+        )
+
+    return GroupView(
+        name=group.name,
+        width=group.width,
+        filters=rows(filters),
+        consumers=rows(consumers),
+        norm_scales=_split_positions(rows(scales)),
+        norm_shifts=_split_positions(rows(shifts)),
+        filter_gradients=row_gradients(filters),
+        norm_scale_gradients=_split_positions(row_gradients(scales)),
+        norm_shift_gradients=_split_positions(row_gradients(shifts)),
+    )
+
+
+def _by_unit(tensor: Tensor, piece: ParameterSlice, width: int) -> Tensor:
+    """Return the piece as `(width, positions per unit * everything else)`."""
+    flat = tensor.detach().to("cpu", torch.float32).movedim(piece.axis, 0)
+    flat = flat.reshape(len(piece.units), -1)
+    units = torch.tensor(piece.units)
+    counts = torch.bincount(units[units >= 0], minlength=width)
+    owned = flat[units.argsort(stable=True)[len(units) - int(counts.sum()) :]]
+    if bool((counts == counts[0]).all()):
+        return owned.reshape(width, -1)
+    rows = [part.reshape(-1) for part in owned.split(counts.tolist())]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _split_positions(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return one tensor `(..., width)` per position that a unit owns."""
+    return tuple(column for row in rows for column in row.unbind(dim=-1))
+
+
+def _gradients(
+    module: nn.Module, names: Sequence[str], batches: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, list[Tensor]]:
+    """Return per parameter its gradient on every batch; `.grad` of the module stays untouched."""
+    tensors = _tensors_of(module)
+    learned = [name for name in names if isinstance(tensors[name], nn.Parameter)]
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    with _evaluating(module), torch.enable_grad():
+        wanted = [tensors[name].requires_grad_(True) for name in learned]
+        for images, labels in batches:
+            loss = nn.functional.cross_entropy(module(images), labels)
+            if not torch.isfinite(loss):
+                raise PipelineError(
+                    f"The loss on calibration images is {loss.item()}, so it has no gradient. "
+                    "Check the weights, and data.mean and data.std in the recipe."
+                )
+            grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+            for name, tensor, grad in zip(learned, wanted, grads, strict=True):
+                found[name].append(torch.zeros_like(tensor) if grad is None else grad)
+            for name in set(names) - set(learned):
+                found[name].append(torch.zeros_like(tensors[name]))
+    return found
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Hold the module in eval mode; modes and `requires_grad` are put back in the end."""
+    modes = [(part, part.training) for part in module.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
