@@ -1,0 +1,208 @@
+"""ONNX Runtime on the CPU."""
+
+import json
+import re
+import shutil
+import statistics
+import tempfile
+import weakref
+from collections import defaultdict
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from hardware.device import this_device
+from hardware.errors import BuildError, ModelError, RunError
+from hardware.runtimes.attribution import attribute
+from hardware.runtimes.base import (
+    Array,
+    Engine,
+    EngineSettings,
+    Feeds,
+    NodeTime,
+    Runtime,
+    Timer,
+    input_shapes,
+)
+from hardware.storing import write_whole
+
+PROVIDER = "CPUExecutionProvider"
+FILE = "model.onnx"
+PROFILE_WARMUP = 5  # first inferences allocate and page in; their node times are left out
+
+
+class OrtEngine(Engine):
+    """An ONNX Runtime session; the ONNX file is the deliverable."""
+
+    def __init__(self, model: onnx.ModelProto, settings: EngineSettings, profile: bool) -> None:
+        self.model, self.settings, self.profile = model, settings, profile
+        self.serialized = model.SerializeToString()
+        self.inputs = input_shapes(model)
+        self.precision = settings.precision
+        # Any: the vendor ships no types.
+        self.session: Any = None
+        self._traces: Path | None = None  # where the open profile is written
+        self._open()
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Return every output by name; raises RunError."""
+        self.check(feeds)
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self._run(feeds), strict=True))
+
+    def timer(self, feeds: Feeds) -> Timer:
+        """Return a timer of `session.run` alone."""
+        self.check(feeds)
+        return super().timer(feeds)
+
+    def node_times(self, feeds: Feeds, runs: int) -> tuple[NodeTime, ...]:
+        """Return each node's median time; raises RunError without `profile=True`."""
+        if not self.profile:
+            raise RunError("This engine was built without profiling; build it with profile=True.")
+        self.check(feeds)
+        if self._traces is None:  # a session profiles once: the first trace has been read
+            self._open()
+        for _ in range(PROFILE_WARMUP + runs):
+            self._run(feeds)
+        times = _read_trace(Path(self.session.end_profiling()), runs)
+        self._drop_traces()
+        owners = attribute(self.model, [_names_behind(name) for name, _ in times])
+        return tuple(
+            NodeTime(name=name, operator=operator, nodes=nodes, time_us=_median_us(durations))
+            for ((name, operator), durations), nodes in zip(times.items(), owners, strict=True)
+        )
+
+    def save(self, folder: Path) -> Path:
+        """Write the ONNX file; the session's optimised form is specific to this processor."""
+        path = folder / FILE
+        write_whole(path, self.serialized)
+        return path
+
+    def _open(self) -> None:
+        self.session = None
+        options = _options(self.settings)
+        if self.profile:
+            self._traces = Path(tempfile.mkdtemp(prefix="espalier-ort-"))
+            # A profile that is never read must not outlive the engine.
+            weakref.finalize(self, shutil.rmtree, self._traces, ignore_errors=True)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._traces / "trace")
+        self.session = _session(self.serialized, options)
+
+    def _drop_traces(self) -> None:
+        if self._traces is not None:
+            shutil.rmtree(self._traces, ignore_errors=True)
+        self._traces = None
+
+    def _run(self, feeds: Feeds) -> list[Array]:
+        try:
+            outputs: list[Array] = self.session.run(None, dict(feeds))
+        except Exception as error:  # the runtime's errors share no public base class
+            raise RunError(f"ONNX Runtime failed while running: {error}") from error
+        return outputs
+
+
+class OnnxRuntime(Runtime):
+    """ONNX Runtime with its CPU provider."""
+
+    name = "ort"
+
+    def missing(self) -> str | None:
+        """Return what to install where the package is absent."""
+        if util.find_spec("onnxruntime") is None:
+            return "ONNX Runtime is not installed. Install it: pip install onnxruntime"
+        return None
+
+    def version(self) -> str:
+        """Return the package's version."""
+        import onnxruntime
+
+        return str(onnxruntime.__version__)
+
+    def device(self) -> str:
+        """Return the processor it runs on."""
+        return f"CPU: {this_device().name}"
+
+    def build(
+        self, model: onnx.ModelProto, settings: EngineSettings, *, profile: bool = False
+    ) -> OrtEngine:
+        """Return a session on the CPU; raises BuildError."""
+        if settings.precision != "fp32":
+            raise BuildError(
+                f"ONNX Runtime on a CPU runs this model in fp32, not in {settings.precision}. "
+                "Set precision to fp32, or choose another runtime."
+            )
+        try:
+            return OrtEngine(model, settings, profile)
+        except ModelError as error:
+            raise BuildError(str(error)) from error
+
+    def load(self, path: Path, settings: EngineSettings) -> OrtEngine:
+        """Return a session of an ONNX file; raises BuildError."""
+        try:
+            model = onnx.load(path)
+        except Exception as error:  # protobuf's and the system's errors share no base class
+            raise BuildError(f"{path} is not an ONNX file that can be read: {error}") from error
+        return self.build(model, settings)
+
+
+def _options(settings: EngineSettings) -> Any:
+    """Return session options: one inference at a time, on exactly the threads asked for."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 4  # errors reach the caller as exceptions
+    return options
+
+
+def _session(serialized: bytes, options: Any) -> Any:
+    """Return a session that really runs on the CPU provider."""
+    import onnxruntime as ort
+
+    try:
+        session = ort.InferenceSession(serialized, options, providers=[PROVIDER])
+    except Exception as error:  # the runtime's errors share no public base class
+        raise BuildError(f"ONNX Runtime refused the model: {error}") from error
+    # A provider that fails to start is replaced by another without an error.
+    if (used := session.get_providers()) != [PROVIDER]:
+        raise BuildError(f"The model would run on {', '.join(used)}, not on {PROVIDER} alone.")
+    return session
+
+
+def _read_trace(path: Path, runs: int) -> dict[tuple[str, str], list[int]]:
+    """Return durations in whole microseconds per (node, operator), of the last `runs` inferences."""
+    times: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for event in json.loads(path.read_text()):
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name = event["name"].removesuffix("_kernel_time")
+            times[name, event["args"]["op_name"]].append(event["dur"])
+    return {key: durations[-runs:] for key, durations in times.items()}
+
+
+def _median_us(durations: list[int]) -> float:
+    """Return the median of durations of which the trace tells only the whole microseconds.
+
+    The clock's difference is cut off, so `d` means somewhere in [d, d + 1); the grouped median
+    interpolates within that microsecond (its classes are centred, hence the half).
+    """
+    return statistics.median_grouped([duration + 0.5 for duration in durations], interval=1.0)
+
+
+def _names_behind(executed: tuple[str, str] | str) -> tuple[str, ...]:
+    """Return the ONNX node or value names that may hide behind the name of an executed node.
+
+    Layout nodes are called after the value they write (`relu_nchwc`), fused ones after a node they
+    swallowed (`fused conv`, `matmul/MatMulAddFusion`), and a counter keeps names apart.
+    """
+    name = executed if isinstance(executed, str) else executed[0]
+    found = [name]
+    for pattern in (r"_token_\d+$", r"_nchwc$", r"^(?:fused )+", r"/\w+Fusion/?$"):
+        name = re.sub(pattern, "", name)
+        found.append(name)
+    return tuple(dict.fromkeys(found))
