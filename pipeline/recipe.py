@@ -34,8 +34,8 @@ class DataSection(Section):
     train: str = "train"
     test: str = "val"
     validation_share: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # cut from the training images
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] | None = None  # of pixels / 255; None: ImageNet's, grey images 0.5
+    std: tuple[float, ...] | None = None  # likewise
     augment: tuple[Literal["flip", "shift", "crop"], ...] = ()
     resize: Positive | None = None  # shorter side before the centre crop, test images; None: as input
     batch: Positive = 128
@@ -176,3 +176,8 @@ def _apply(body: dict[str, Any], override: str) -> None:
         place[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override}: {text!r} is not a YAML value ({error}).") from error
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML, every default written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

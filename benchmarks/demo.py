@@ -1,0 +1,60 @@
+"""`make demo`: train a small CNN on digits, shape it for this machine twice, and compare.
+
+Writes build/demo/<runtime>/ with verdict.json, report.html, the model and the engine.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from safetensors.torch import save_file
+
+from hardware.storing import write_whole
+from pipeline.data import load_data
+from pipeline.errors import PipelineError
+from pipeline.finetuning import finetune
+from pipeline.models import load_network
+from pipeline.recipe import FinetuneSection, Recipe, read_recipe
+from pipeline.records import Verdict
+from pipeline.run import Stages, compress
+from pipeline.showing import StageProgress, comparison_table
+
+RECIPE = Path("benchmarks/demo.yaml")
+RUNTIMES = ("ov", "ort")
+TRAINING = FinetuneSection(epochs=14, learning_rate=0.05, distill=0.0, recalibrate=False)
+
+
+def train(recipe: Recipe, stages: Stages) -> None:
+    """Train the network of the recipe from scratch, unless its weights are there already."""
+    weights = recipe.model.weights
+    assert weights is not None  # demo.yaml names them
+    if weights.exists():
+        return
+    network = load_network(recipe.model.model_copy(update={"weights": None}))
+    data = load_data(recipe.data, network.input_shape, recipe.seed)
+    with stages("Training the network to compress") as progress:
+        trained, _ = finetune(
+            network, None, data, TRAINING, weights.parent / "training", recipe.seed, progress
+        )
+    save_file(trained.module.state_dict(), weights)
+
+
+def main() -> int:
+    """Run the demo; 0 when every verdict passes."""
+    started = time.monotonic()
+    out, err = Console(), Console(stderr=True)
+    verdicts: list[Verdict] = []
+    with StageProgress(err) as stages:
+        for runtime in RUNTIMES:
+            settings = (f"target.runtime={runtime}", f"out=build/demo/{runtime}")
+            recipe = read_recipe(RECIPE, settings)
+            train(recipe, stages)
+            verdicts.append(compress(recipe, stages))
+    out.print(comparison_table(verdicts))
+    out.print(f"{time.monotonic() - started:.0f} s in all. The reports: open them in a browser.")
+    return 0 if all(verdict.passed for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The command line. Results go to stdout, progress and errors to stderr; nothing else prints.
+
+Heavy packages are imported inside the commands, so that `espalier devices` works on a device that
+has only the base install, and `--help` answers at once.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from hardware.cli import app as device_app
+from hardware.cli import devices
+from hardware.errors import HardwareError
+from pipeline.errors import PipelineError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Shape a CNN to the device it will run on: measure, prune whole filters, fine-tune, "
+    "and hand back an engine that meets its latency target as measured.",
+)
+app.command()(devices)
+out = Console()
+err = Console(stderr=True)
+
+RecipePath = Annotated[Path, typer.Argument(help="YAML recipe; every key is explained in the README.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set target.latency_ratio=0.5"),
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Discard what an earlier run left in `out`.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every layer and every turn.")]
+
+
+@app.command()
+def compress(
+    recipe: RecipePath, overrides: Overrides = None, restart: Restart = False, verbose: Verbose = False
+) -> None:
+    """Prune, fine-tune, build and verify: from a trained network to an engine that meets its target.
+
+    Run the same command again after a kill or Ctrl-C: it continues where it stopped.
+    Exit code 0: the verdict passes. 1: it does not. 2: bad input, with a message.
+    """
+    with reported(verbose):
+        from pipeline.recipe import read_recipe
+        from pipeline.run import compress as run
+        from pipeline.showing import StageProgress, verdict_table
+
+        with StageProgress(err) as stages:
+            verdict = run(read_recipe(recipe, tuple(overrides or ())), stages, restart=restart)
+        out.print(verdict_table(verdict))
+        raise typer.Exit(0 if verdict.passed else 1)
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Show what `compress` would prune and why, and what it would gain. Changes no weight."""
+    with reported(verbose):
+        from pipeline.recipe import read_recipe
+        from pipeline.run import make_plan
+        from pipeline.showing import StageProgress, plan_table
+
+        with StageProgress(err) as stages:
+            fitted = make_plan(read_recipe(recipe, tuple(overrides or ())), stages)
+        out.print(plan_table(fitted.plan))
+
+
+@app.command()
+def profile(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+    """Measure the layers of the recipe's network on this device, in context, into a latency table."""
+    with reported(verbose):
+        from pipeline.recipe import read_recipe
+        from pipeline.run import make_table
+        from pipeline.showing import StageProgress, latency_table
+
+        with StageProgress(err) as stages:
+            path, table = make_table(read_recipe(recipe, tuple(overrides or ())), stages)
+        out.print(latency_table(path, table))
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, package.module:factory")],
+    input_shape: Annotated[
+        str, typer.Option(help="One image: channels,height,width")
+    ] = "3,224,224",
+    weights: Annotated[Path | None, typer.Option(help="safetensors file")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page as well")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show the pruning groups of a network, how redundant each is, and what is frozen and why."""
+    with reported(verbose):
+        from pipeline.inspecting import inspect_model, show_inspection
+
+        inspection = inspect_model(model, input_shape, weights)
+        show_inspection(inspection, out, html, as_json=as_json)
+
+
+@contextmanager
+def reported(verbose: bool) -> Iterator[None]:
+    """Turn our errors into one message and exit code 2, and Ctrl-C into a promise that holds."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=err, show_path=False)],
+        force=True,
+    )
+    try:
+        if find_spec("torch") is None:
+            raise PipelineError(
+                "This command needs torch, which is not installed. On the host: "
+                "pip install 'espalier-cnn[host,onnxruntime,openvino]'. On a device, use "
+                "`espalier devices`."
+            )
+        yield
+    except (HardwareError, PipelineError) as error:
+        err.print(f"[bold red]error:[/] {type(error).__name__}", highlight=False)
+        err.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        err.print("Interrupted. What is finished is saved; the same command continues.")
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The output folder of one run: what is finished stays, so that a killed run continues."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from hardware.errors import StorageError
+from hardware.storing import AnyRecord, Record, load_record, save_record
+from pipeline.errors import RecipeError
+from pipeline.recipe import Recipe
+
+
+class RunKey(Record):
+    """What a run's folder belongs to: the recipe and the weights that it began with."""
+
+    recipe: str  # SHA-256 of the recipe, without the output folder
+    weights: str  # SHA-256 of the weights file, or ""
+
+
+class Workspace:
+    """The folder `recipe.out`: results at the top, what a resumed run needs under `state/`."""
+
+    def __init__(self, recipe: Recipe, *, restart: bool = False) -> None:
+        """Open or create the folder; with `restart`, what an earlier run left there is removed.
+
+        Raises:
+            StorageError: the folder cannot be written.
+            RecipeError: it holds a run of another recipe.
+        """
+        self.folder = recipe.out
+        self.state = self.folder / "state"
+        if restart and self.state.exists():
+            shutil.rmtree(self.state)
+            (self.folder / "verdict.json").unlink(missing_ok=True)
+        key = RunKey(recipe=recipe_digest(recipe), weights=file_digest(recipe.model.weights))
+        place = self.state / "run.json"
+        if place.exists():
+            if load_record(RunKey, place) != key:
+                raise RecipeError(
+                    f"{self.folder} holds a run of another recipe (or of other weights). Choose "
+                    "another folder with --set out=FOLDER, or discard that run with --restart."
+                )
+        else:
+            save_record(key, place)
+
+    def load(self, kind: type[AnyRecord], name: str) -> AnyRecord | None:
+        """Return a finished stage's record, or None where the stage is still to do."""
+        path = self.state / f"{name}.json"
+        return load_record(kind, path) if path.exists() else None
+
+    def save(self, record: Record, name: str) -> None:
+        """Mark a stage as finished by writing its record."""
+        save_record(record, self.state / f"{name}.json")
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Return the SHA-256 of everything in the recipe but where the results go."""
+    body = recipe.model_dump(mode="json", exclude={"out"})
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path | None) -> str:
+    """Return the SHA-256 of a file, "" for None.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    if path is None:
+        return ""
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
+    return digest.hexdigest()
