@@ -1,0 +1,122 @@
+"""Which variants to build: a design of experiments for latency tables.
+
+Every build measures one width pair of every layer, so variants are chosen for all layers at once:
+each next variant is the one whose pairs lie farthest from what has been measured, weighted by what
+the layers cost. Pairs that two layers of one kind share are counted once.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from hardware.channels import Branch
+from hardware.fitting import kind_of
+from hardware.layers import Layer, LayerKey
+
+Candidates = Mapping[str, tuple[int, ...]]
+EMPTIED_SHARE = 0.15  # of the branches, in each variant after the first ones
+ASCENTS = 2  # passes of coordinate ascent per variant
+AGAIN = 1e-3  # what measuring a pair once more is worth, as a squared distance
+
+
+def design(
+    layers: Sequence[Layer],
+    candidates: Candidates,
+    branches: Sequence[Branch],
+    seen: Iterable[LayerKey],
+    weights: Mapping[str, float],
+    seed: int,
+) -> Iterator[dict[str, int]]:
+    """Yield the widths of variant after variant, without end.
+
+    First the full network, all widths smallest, all in the middle, then every second branch
+    emptied and the others; from there on whatever is farthest from what was seen.
+
+    Args:
+        layers: of the template.
+        candidates: widths per group; 0 among them where the group's branch may be emptied.
+        branches: of the channel map.
+        seen: keys that have been measured before.
+        weights: importance of each layer, by name; others count 1.
+        seed: of the random starts.
+    """
+    whole = {name: max(widths) for name, widths in candidates.items()}
+    alive = {name: tuple(w for w in widths if w) or widths for name, widths in candidates.items()}
+    removable = [b for b in branches if all(0 in candidates.get(g, ()) for g in b.groups)]
+    yield whole
+    space = _Space(layers, seen)
+    generator = np.random.default_rng(seed)
+    first = [
+        {name: widths[0] for name, widths in alive.items()},
+        {name: widths[len(widths) // 2] for name, widths in alive.items()},
+        *(_emptied(whole, half) for half in (removable[0::2], removable[1::2]) if half),
+    ]
+    for widths in first:
+        space.add(widths)
+        yield widths
+    while True:
+        gone = [b for b in removable if generator.random() < EMPTIED_SHARE]
+        fixed = {group: 0 for branch in gone for group in branch.groups}
+        widths = {n: int(generator.choice(w)) for n, w in alive.items()} | fixed
+        for _ in range(ASCENTS):
+            for name in generator.permutation([n for n in alive if n not in fixed]):
+                gains = [
+                    space.gain({**widths, name: width}, name, weights) for width in alive[name]
+                ]
+                widths[name] = alive[name][int(np.argmax(gains))]
+        space.add(widths)
+        yield widths
+
+
+def _emptied(widths: Mapping[str, int], branches: Iterable[Branch]) -> dict[str, int]:
+    return {**widths, **{group: 0 for branch in branches for group in branch.groups}}
+
+
+class _Space:
+    """The channel counts seen so far, per kind of layer, as shares of the widest."""
+
+    def __init__(self, layers: Sequence[Layer], seen: Iterable[LayerKey]) -> None:
+        self.layers = layers
+        self.kinds = {layer.name: kind_of(layer.key) for layer in layers}
+        self.touching: dict[str, list[Layer]] = {}
+        self.widest: dict[LayerKey, npt.NDArray[np.float64]] = {}
+        for layer in layers:
+            full = np.array([layer.key.in_channels, layer.key.out_channels], dtype=np.float64)
+            kind = self.kinds[layer.name]
+            self.widest[kind] = np.maximum(self.widest.get(kind, full), np.maximum(full, 1))
+            for group in layer.groups:
+                self.touching.setdefault(group, []).append(layer)
+        self.points: dict[LayerKey, list[npt.NDArray[np.float64]]] = {}
+        for key in seen:
+            if (kind := kind_of(key)) in self.widest:
+                counts = np.array([key.in_channels, key.out_channels], dtype=np.float64)
+                self.points.setdefault(kind, []).append(counts / self.widest[kind])
+
+    def place(self, layer: Layer, widths: Mapping[str, int]) -> npt.NDArray[np.float64]:
+        """Return where a layer's channel counts lie, (2,)."""
+        counts = np.array(layer.channels_at(widths), dtype=np.float64)
+        return np.asarray(counts / self.widest[self.kinds[layer.name]])
+
+    def add(self, widths: Mapping[str, int]) -> None:
+        """Count a variant's pairs as seen."""
+        for layer in self.layers:
+            if not layer.is_emptied(widths):
+                place = self.place(layer, widths)
+                self.points.setdefault(self.kinds[layer.name], []).append(place)
+
+    def gain(self, widths: Mapping[str, int], group: str, weights: Mapping[str, float]) -> float:
+        """Return what a variant would tell about the layers that one group touches."""
+        total = 0.0
+        taken: dict[LayerKey, list[npt.NDArray[np.float64]]] = {}
+        for layer in self.touching.get(group, ()):
+            if layer.is_emptied(widths):
+                continue
+            kind, place = self.kinds[layer.name], self.place(layer, widths)
+            known = [*self.points.get(kind, ()), *taken.get(kind, ())]
+            square = 1.0
+            if known:
+                square = float(((np.array(known) - place) ** 2).sum(axis=1).min())
+            total += weights.get(layer.name, 1.0) * (square + AGAIN)
+            taken.setdefault(kind, []).append(place)
+        return total

@@ -1,0 +1,277 @@
+"""Latency models: from the widths that were measured to those that were not, and to whole networks.
+
+Two models, both small enough to be fitted again after every build:
+
+- `FamilyModel`: what one kind of layer takes against its channel counts. A staircase (padded
+  channels, non-negative coefficients) carries the trend, a Gaussian process in the relative
+  residuals interpolates between what was measured.
+- `Calibration`: sums of layers' times against end-to-end times. A Gaussian process again, in which
+  what the profiler gets wrong is shared by all layers, by one kind of layer, by neighbouring
+  widths, or belongs to one entry; only as much is shared as the end-to-end times support.
+
+Reference:
+    Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, sec. 2.2 (prediction),
+    5.4.1 (evidence), 5.4.2 (leave-one-out in closed form). Sums of a process's values as
+    observations (calibration) are linear functionals, sec. 9.4.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import cho_factor, cho_solve
+from scipy.optimize import nnls
+
+from hardware.layers import LayerKey
+
+Array = npt.NDArray[np.float64]
+
+TILES = (1, 4, 8, 16, 32)
+LEAST_US = 0.05  # below this a time is the clock's, not the layer's
+RESIDUAL_SCALES = (0.0, 0.02, 0.05, 0.15)  # relative standard deviation of the staircase's errors
+RESIDUAL_NOISE = (0.003, 0.01, 0.03)  # relative standard deviation of a measured entry
+REACH = 0.35  # how far neighbouring widths know of each other, as a share of the widest
+
+
+def kind_of(key: LayerKey) -> LayerKey:
+    """Return the key without channel counts and tail: layers that one model describes."""
+    return key.family.model_copy(update={"tail": ()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyModel:
+    """The latency of one kind of layer against its channel counts."""
+
+    in_tile: int
+    out_tile: int
+    tails: tuple[tuple[str, ...], ...]
+    weights: Array  # (features,), microseconds per feature, >= 0
+    widest: tuple[int, int]
+    points: Array  # (n, 2) measured channel counts over the widest
+    pull: Array  # (n,) what each point adds to the relative residual nearby
+    error: float  # leave-one-out, relative, root mean square
+
+    def predict(self, keys: Sequence[LayerKey]) -> Array:
+        """Return the estimated microseconds of each key, (keys,), >= 0."""
+        trend = _features(keys, self.in_tile, self.out_tile, self.tails) @ self.weights
+        near: Array = _closeness(_places(keys, self.widest), self.points) @ self.pull
+        estimate = trend * (1 + np.clip(near, -0.5, 1.0))
+        return np.asarray(np.where(estimate > LEAST_US, estimate, 0.0))
+
+
+def fit_family(keys: Sequence[LayerKey], times_us: Array, builds: Array) -> FamilyModel:
+    """Return the model of one kind of layer.
+
+    The tiles are those whose staircase predicts each point best from all others; scale and noise
+    of the residual process likewise.
+
+    Args:
+        keys: what was executed, all of one kind; at least one.
+        times_us: (n,) what it took.
+        builds: (n,) how many measurements each time is the median of.
+    """
+    times = np.maximum(times_us, LEAST_US)
+    tails = tuple(sorted({key.tail for key in keys}))
+    best: tuple[float, int, int] | None = None
+    for in_tile in TILES:
+        for out_tile in TILES:
+            rows = _features(keys, in_tile, out_tile, tails) / times[:, None]
+            # Many tiles fit few points: the finer staircase must earn its place.
+            score = _left_out_error(rows)
+            if best is None or score < best[0] * 0.999:
+                best = (score, in_tile, out_tile)
+    assert best is not None
+    _, in_tile, out_tile = best
+    features = _features(keys, in_tile, out_tile, tails)
+    weights, _ = nnls(features / times[:, None], np.ones(len(times)))
+    trend = np.maximum(features @ weights, LEAST_US)
+    widest = (max(k.in_channels for k in keys), max(k.out_channels for k in keys))
+    points = _places(keys, widest)
+    pull, error = _fit_residuals(_closeness(points, points), times / trend - 1, builds)
+    return FamilyModel(
+        in_tile=in_tile,
+        out_tile=out_tile,
+        tails=tails,
+        weights=weights,
+        widest=widest,
+        points=points,
+        pull=pull,
+        error=error,
+    )
+
+
+def _features(
+    keys: Sequence[LayerKey], in_tile: int, out_tile: int, tails: Sequence[tuple[str, ...]]
+) -> Array:
+    """Return the staircase's features, (keys, features), all >= 0."""
+    inputs = np.array([key.in_channels for key in keys], dtype=np.float64)
+    outputs = np.array([key.out_channels for key in keys], dtype=np.float64)
+    padded_in = np.ceil(inputs / in_tile) * in_tile
+    padded_out = np.ceil(outputs / out_tile) * out_tile
+    ragged_in, ragged_out = padded_in != inputs, padded_out != outputs
+    columns = [
+        np.ones(len(keys)),
+        padded_in,
+        padded_out,
+        padded_in * padded_out,
+        inputs * outputs,
+        ragged_in * inputs,
+        ragged_out * outputs,
+    ]
+    for tail in tails:
+        has = np.array([key.tail == tail for key in keys], dtype=np.float64)
+        columns += [has, has * padded_out] if len(tails) > 1 else []
+    return np.stack(columns, axis=1)
+
+
+def _places(keys: Sequence[LayerKey], widest: tuple[int, int]) -> Array:
+    counts = np.array([(key.in_channels, key.out_channels) for key in keys], dtype=np.float64)
+    return np.asarray(counts.reshape(-1, 2) / np.maximum(np.array(widest), 1))
+
+
+def _closeness(a: Array, b: Array) -> Array:
+    """Return how much places know of each other, (a, b), 1 for the same place."""
+    squares = ((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)
+    return np.asarray(np.exp(-squares / (2 * REACH**2)))
+
+
+def _left_out_error(rows: Array) -> float:
+    """Return the error with which a linear fit of ones predicts each row from all others."""
+    scaled = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
+    gram = scaled @ scaled.T
+    kernel = gram + 1e-4 * np.trace(gram) / len(gram) * np.eye(len(gram))
+    inverse = np.linalg.inv(kernel)
+    return float(np.sqrt(np.mean((inverse.sum(axis=1) / np.diag(inverse)) ** 2)))
+
+
+def _fit_residuals(closeness: Array, residuals: Array, builds: Array) -> tuple[Array, float]:
+    """Return each point's pull on the residuals around it, and the leave-one-out error."""
+    best = (float(np.sqrt(np.mean(residuals**2))), np.zeros(len(residuals)))
+    if len(residuals) < 4:
+        return best[1], best[0]
+    for scale in RESIDUAL_SCALES[1:]:
+        for noise in RESIDUAL_NOISE:
+            kernel = scale**2 * closeness + np.diag(noise**2 / np.maximum(builds, 1) + 1e-8)
+            inverse = np.linalg.inv(kernel)
+            pull = inverse @ residuals
+            error = float(np.sqrt(np.mean((pull / np.diag(inverse)) ** 2)))
+            if error < best[0] * 0.98:
+                best = (error, scale**2 * pull)
+    return best[1], best[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sharing:
+    """Prior standard deviations of what profiled times get wrong."""
+
+    all_layers: float = 0.05  # relative
+    kind: float = 0.03  # relative, of one kind of layer
+    near: float = 0.02  # relative, of neighbouring widths of one kind
+    entry: float = 0.02  # relative, of one entry
+    per_node_us: float = 1.0
+    outside: float = 0.05  # of the usual end-to-end time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Corrections that make sums of layers' times predict end-to-end times."""
+
+    sharing: Sharing
+    keys: tuple[LayerKey, ...]  # the entries that the variants executed
+    times_us: Array  # (entries,)
+    pull_us: Array  # (entries,) weight of each entry in every correction
+    outside_us: float  # per inference, belongs to no layer
+
+    def corrections(self, keys: Sequence[LayerKey], times_us: Array) -> Array:
+        """Return what to add to the times of these keys, (keys,), microseconds."""
+        if not self.keys:
+            return np.zeros(len(keys))
+        spread = _covariance(self.sharing, keys, times_us, self.keys, self.times_us)
+        return np.asarray(spread @ self.pull_us)
+
+
+def calibrate(
+    keys: Sequence[LayerKey], times_us: Array, counts: Array, end_to_end_us: Array
+) -> Calibration:
+    """Return corrections learnt from variants.
+
+    Args:
+        keys: every entry that a variant executed.
+        times_us: (entries,) what the table says they take.
+        counts: (variants, entries) how often each variant executes each entry.
+        end_to_end_us: (variants,) what the variants took.
+    """
+    if not len(end_to_end_us):
+        return Calibration(
+            sharing=Sharing(), keys=(), times_us=times_us, pull_us=times_us, outside_us=0.0
+        )
+    missing = end_to_end_us - counts @ times_us
+    usual = float(np.median(end_to_end_us))
+    best: tuple[float, Sharing, Array] | None = None
+    for factor in (0.3, 1.0, 3.0):
+        sharing = Sharing(
+            all_layers=0.05 * factor,
+            kind=0.03 * factor,
+            near=0.02 * factor,
+            entry=0.01 * factor,
+            per_node_us=1.0 * factor,
+            outside=0.03 * factor,
+        )
+        spread = counts @ _covariance(sharing, keys, times_us, keys, times_us) @ counts.T
+        spread += (sharing.outside * usual) ** 2
+        for noise in (0.001, 0.003, 0.01, 0.03):
+            evidence, pull = _condition(spread, noise * end_to_end_us, missing)
+            if best is None or evidence > best[0]:
+                best = (evidence, sharing, pull)
+    assert best is not None
+    _, sharing, pull = best
+    return Calibration(
+        sharing=sharing,
+        keys=tuple(keys),
+        times_us=times_us,
+        pull_us=counts.T @ pull,
+        outside_us=float((sharing.outside * usual) ** 2 * pull.sum()),
+    )
+
+
+def _covariance(
+    sharing: Sharing, a: Sequence[LayerKey], a_us: Array, b: Sequence[LayerKey], b_us: Array
+) -> Array:
+    """Return the prior covariance of the errors of two sets of entries, (a, b), us squared."""
+    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(kind_of(key) for key in (*a, *b)))}
+    kind_a = np.array([kinds[kind_of(key)] for key in a])
+    kind_b = np.array([kinds[kind_of(key)] for key in b])
+    widest = np.ones((len(kinds), 2))
+    for key in (*a, *b):
+        place = widest[kinds[kind_of(key)]]
+        np.maximum(place, (key.in_channels, key.out_channels), out=place)
+    place_a = np.array([(k.in_channels, k.out_channels) for k in a]) / widest[kind_a]
+    place_b = np.array([(k.in_channels, k.out_channels) for k in b]) / widest[kind_b]
+    alike = kind_a[:, None] == kind_b[None, :]
+    index = {key: i for i, key in enumerate(b)}
+    same = np.zeros(alike.shape)
+    for row, key in enumerate(a):
+        if key in index:
+            same[row, index[key]] = 1.0
+    relative = (
+        sharing.all_layers**2
+        + sharing.kind**2 * alike
+        + sharing.near**2 * alike * _closeness(place_a, place_b)
+        + sharing.entry**2 * same
+    )
+    executed = np.outer(a_us > LEAST_US, b_us > LEAST_US)
+    return np.asarray(np.outer(a_us, b_us) * relative + sharing.per_node_us**2 * executed)
+
+
+def _condition(spread: Array, noise: Array, values: Array) -> tuple[float, Array]:
+    """Return the log evidence and the weights of a Gaussian process; outliers weigh less."""
+    variance = noise**2
+    for _ in range(3):
+        factor = cho_factor(spread + np.diag(variance), lower=True)
+        pull = cho_solve(factor, values)
+        inverse = cho_solve(factor, np.eye(len(values)))
+        left_out = np.abs(pull) / np.sqrt(np.diag(inverse))  # in standard deviations
+        variance = noise**2 * np.maximum(1.0, left_out / 2.5) ** 2
+    evidence = -0.5 * values @ pull - np.log(np.diag(factor[0])).sum()
+    return float(evidence), np.asarray(pull)

@@ -1,0 +1,227 @@
+"""From a latency table to what every width of every layer costs, and what a whole plan costs."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from hardware.errors import MissingLatencyError
+from hardware.fitting import Calibration, FamilyModel, calibrate, fit_family, kind_of
+from hardware.layers import Layer, LayerKey
+from hardware.tables import LatencyTable
+
+Array = npt.NDArray[np.float64]
+Candidates = Mapping[str, tuple[int, ...]]
+Widths = Mapping[str, int]
+
+OUTSIDE = "(outside the layers)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCost:
+    """What one layer, or a part of it, adds to the end-to-end time, per width of its groups.
+
+    A layer of more than two groups comes as several costs that add up to it.
+    """
+
+    layer: str
+    groups: tuple[str, ...]  # none, one or two
+    cost_us: Array  # one axis per group, over its candidates
+    measured: npt.NDArray[np.bool_]  # likewise; False where the cost is an estimate
+
+
+def costs(
+    table: LatencyTable,
+    layers: Sequence[Layer],
+    candidates: Candidates,
+    around: Widths | None = None,
+) -> tuple[LayerCost, ...]:
+    """Return what each layer costs at each candidate width, so that sums predict whole networks.
+
+    Measured entries are used as they are, others are estimated from the same kind of layer; both
+    are corrected so that sums over layers agree with the end-to-end times of the variants.
+
+    Args:
+        table: of one device.
+        layers: of the template.
+        candidates: widths per group, ascending; groups that are not named stay whole.
+        around: for layers of more than two groups, which are linearised: the widths where their
+            cost is exact; None takes the middle candidates.
+
+    Raises:
+        MissingLatencyError: a kind of layer that was never measured.
+    """
+    prices = _Prices(table, layers)
+    around = around or {name: widths[len(widths) // 2] for name, widths in candidates.items()}
+    pieces = [piece for layer in layers for piece in _pieces(layer, candidates, around)]
+    prices.learn(key for _, terms in pieces for keys, _ in terms for key in keys if key)
+    found = [_cost(layer_piece, terms, prices) for layer_piece, terms in pieces]
+    outside = LayerCost(
+        layer=OUTSIDE,
+        groups=(),
+        cost_us=np.array(prices.calibration.outside_us),
+        measured=np.array(True),
+    )
+    return (*found, outside)
+
+
+def predict_ms(costs: Iterable[LayerCost], candidates: Candidates, widths: Widths) -> float:
+    """Return the predicted end-to-end time of a network at these group widths.
+
+    Groups that are not named have their largest candidate width.
+
+    Raises:
+        MissingLatencyError: a width that is not among the candidates.
+    """
+    total_us = 0.0
+    for cost in costs:
+        place = []
+        for name in cost.groups:
+            width = widths.get(name, max(candidates[name]))
+            if width not in candidates[name]:
+                raise MissingLatencyError(
+                    f"Width {width} of {name} is not among its candidates {candidates[name]}; "
+                    "ask for the costs of candidates that contain it."
+                )
+            place.append(candidates[name].index(width))
+        total_us += float(cost.cost_us[tuple(place)])
+    return total_us / 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One cost to be made: of which layer, over which groups."""
+
+    layer: Layer
+    groups: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+Terms = list[tuple[list[LayerKey | None], float]]
+"""Keys over the piece's grid (row major) and the sign with which their costs enter."""
+
+
+def _pieces(layer: Layer, candidates: Candidates, around: Widths) -> Iterator[tuple[_Piece, Terms]]:
+    """Yield the pieces of a layer, each over at most two groups.
+
+    With more than two groups, one of them (the pivot: one that empties the layer, else its first
+    output group) keeps its full interplay with each of the others; those add up linearly.
+    """
+    groups = [name for name in layer.groups if name in candidates]
+    if len(groups) <= 2:
+        yield _piece(layer, groups, {}, candidates, [({}, 1.0)])
+        return
+    triggers = [name for name in groups if name in layer.vanishes_with]
+    pivot = (triggers or [name for name in layer.out_parts if name in groups] or groups)[0]
+    others = [name for name in groups if name != pivot]
+    middle = {name: around[name] or max(candidates[name]) for name in others}
+    yield _piece(layer, [pivot], middle, candidates, [({}, 1.0)])
+    for name in others:
+        rest = {other: width for other, width in middle.items() if other != name}
+        yield _piece(layer, [pivot, name], rest, candidates, [({}, 1.0), (middle, -1.0)])
+
+
+def _piece(
+    layer: Layer,
+    groups: Sequence[str],
+    fixed: Widths,
+    candidates: Candidates,
+    signs: Sequence[tuple[Widths, float]],
+) -> tuple[_Piece, Terms]:
+    axes = [candidates[name] for name in groups]
+    terms: Terms = []
+    for instead, sign in signs:
+        keys = []
+        for point in product(*axes):
+            at = {**fixed, **dict(zip(groups, point, strict=True))}
+            emptied = layer.is_emptied(at)
+            at |= instead
+            keys.append(layer.rest_key_at(at) if emptied else layer.key.at(*layer.channels_at(at)))
+        terms.append((keys, sign))
+    return _Piece(layer, tuple(groups), tuple(len(axis) for axis in axes)), terms
+
+
+def _cost(piece: _Piece, terms: Terms, prices: "_Prices") -> LayerCost:
+    cost = np.zeros(piece.shape)
+    measured = np.ones(piece.shape, dtype=bool)
+    for keys, sign in terms:
+        cost += sign * np.array([prices.us(key) for key in keys]).reshape(piece.shape)
+        measured &= np.array([prices.is_measured(key) for key in keys]).reshape(piece.shape)
+    return LayerCost(layer=piece.layer.name, groups=piece.groups, cost_us=cost, measured=measured)
+
+
+class _Prices:
+    """What every key costs end to end: measured where it was, else estimated, then calibrated."""
+
+    def __init__(self, table: LatencyTable, layers: Sequence[Layer]) -> None:
+        self.table = table
+        self.kinds = {kind_of(layer.key) for layer in layers}
+        self.models: dict[LayerKey, FamilyModel] = {}
+        self.calibration = self._calibration()
+        self.known: dict[LayerKey, float] = {}
+
+    def learn(self, keys: Iterable[LayerKey]) -> None:
+        """Work out the cost of these keys."""
+        wanted = list(dict.fromkeys(keys))
+        by_kind: dict[LayerKey, list[LayerKey]] = {}
+        raw: dict[LayerKey, float] = {}
+        for key in wanted:
+            if (entry := self.table.by_key.get(key)) is not None:
+                raw[key] = entry.median_us
+            else:
+                by_kind.setdefault(kind_of(key), []).append(key)
+        for kind, unseen in by_kind.items():
+            model = self._model(kind, unseen[0])
+            times = np.zeros(len(unseen)) if model is None else model.predict(unseen)
+            raw.update(zip(unseen, times.tolist(), strict=True))
+        times_us = np.array([raw[key] for key in wanted])
+        priced = times_us + self.calibration.corrections(wanted, times_us)
+        priced = np.where(times_us > 0, np.maximum(priced, 0.2 * times_us), 0.0)
+        self.known = dict(zip(wanted, priced.tolist(), strict=True))
+
+    def us(self, key: LayerKey | None) -> float:
+        """Return the cost of a key; 0 of nothing."""
+        return 0.0 if key is None else self.known[key]
+
+    def is_measured(self, key: LayerKey | None) -> bool:
+        """Tell whether a key's cost rests on a measurement."""
+        return key is None or key in self.table.by_key
+
+    def _model(self, kind: LayerKey, example: LayerKey) -> FamilyModel | None:
+        if kind not in self.models:
+            entries = [entry for entry in self.table.entries if kind_of(entry.key) == kind]
+            if not entries and kind in self.kinds:
+                raise MissingLatencyError(
+                    f"No {example.operator} of {'x'.join(map(str, example.in_size))} px has been "
+                    f"measured on {self.table.key.device}. Measure this network: espalier profile."
+                )
+            if not entries:  # what is left of an emptied branch: free until measured
+                return None
+            self.models[kind] = fit_family(
+                [entry.key for entry in entries],
+                np.array([entry.median_us for entry in entries]),
+                np.array([entry.builds for entry in entries]),
+            )
+        return self.models[kind]
+
+    def _calibration(self) -> Calibration:
+        """Learn from the variants that consist of layers of these kinds."""
+        entries = self.table.entries
+        ours = np.array([kind_of(entry.key) in self.kinds for entry in entries], dtype=bool)
+        rows, targets = [], []
+        for variant in self.table.variants:
+            places = np.array(variant.entries, dtype=np.intp)
+            times = np.array(variant.times_us)
+            if len(places) and times[ours[places]].sum() >= 0.9 * times.sum():
+                rows.append(np.bincount(places, minlength=len(entries)))
+                targets.append(1000 * self.table.corrected_ms(variant))
+        counts = np.array(rows, dtype=np.float64).reshape(len(rows), len(entries))
+        used = np.flatnonzero(counts.any(axis=0))
+        return calibrate(
+            [entries[i].key for i in used],
+            np.array([entries[i].median_us for i in used]),
+            counts[:, used],
+            np.array(targets),
+        )
