@@ -31,3 +31,9 @@ class PlanError(PipelineError):
 
 class TrainingError(PipelineError):
     """Training failed: the loss is not a number, or a checkpoint does not fit."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a foreign exception's message, without its final full stop."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

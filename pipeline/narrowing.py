@@ -1,0 +1,255 @@
+"""Torch surgery on one module: cut parameters along their axes and correct what layers say."""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from hardware.channels import Branch, ChannelMap, Keep
+from pipeline.errors import SurgeryError, first_line
+
+Cuts = Mapping[str, Mapping[int, tuple[int, ...]]]
+"""Per parameter and axis the positions that stay, ascending."""
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer, tied ones under each of their names."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def emptied_branches(channels: ChannelMap, keep: Keep) -> tuple[Branch, ...]:
+    """Return the branches that `keep` empties, after checking that `keep` makes sense.
+
+    Raises:
+        SurgeryError: units out of range or not ascending, a frozen group that is cut, or a group
+            at width 0 whose branch is not emptied as a whole.
+    """
+    empty = {name for name, units in keep.items() if not units}
+    branches = tuple(b for b in channels.branches if b.groups and empty.issuperset(b.groups))
+    covered = {name for branch in branches for name in branch.groups}
+    if stray := sorted(empty - covered):
+        raise SurgeryError(
+            f"Group {stray[0]} cannot have width 0: only all groups of a residual branch together "
+            f"can. Branches: {', '.join(b.name for b in channels.branches[:8]) or 'none'}."
+        )
+    for name, units in keep.items():
+        group = channels.group(name)
+        if any(b <= a for a, b in itertools.pairwise(units)) or not all(
+            0 <= unit < group.width for unit in units
+        ):
+            raise SurgeryError(
+                f"The units to keep of group {name} must ascend within 0..{group.width - 1}; "
+                f"got {units}."
+            )
+        if group.frozen is not None and 0 < len(units) < group.width:
+            raise SurgeryError(
+                f"Group {name} may not be pruned: {group.frozen}. Keep all {group.width} units."
+            )
+    return branches
+
+
+def find_cuts(channels: ChannelMap, keep: Keep) -> Cuts:
+    """Return what stays of every parameter that loses positions.
+
+    A parameter may be cut along several axes, and along one axis by several groups (a
+    concatenation). Groups that `keep` empties cut nothing: their layers are replaced as a whole.
+    """
+    removed: dict[str, dict[int, set[int]]] = {}
+    lengths: dict[tuple[str, int], int] = {}
+    for name, units in keep.items():
+        if not units:
+            continue
+        kept = set(units)
+        for piece in channels.group(name).slices:
+            gone = {p for p, unit in enumerate(piece.units) if unit >= 0 and unit not in kept}
+            removed.setdefault(piece.parameter, {}).setdefault(piece.axis, set()).update(gone)
+            lengths[piece.parameter, piece.axis] = len(piece.units)
+    return {
+        parameter: {
+            axis: tuple(p for p in range(lengths[parameter, axis]) if p not in gone)
+            for axis, gone in axes.items()
+            if gone
+        }
+        for parameter, axes in removed.items()
+        if any(axes.values())
+    }
+
+
+def narrow(module: nn.Module, cuts: Cuts) -> None:
+    """Cut the parameters and buffers of a module in place; layers say their new sizes.
+
+    Parameters stay the same objects, so tied ones stay tied; dtype, device, `requires_grad` and
+    memory format are kept.
+
+    Raises:
+        SurgeryError: a cut does not fit its parameter, or a layer cannot have the new size.
+    """
+    tensors = named_tensors(module)
+    known = [name for name in cuts if name in tensors]
+    if cuts and not known:
+        raise SurgeryError(
+            f"The channel map names {next(iter(cuts))!r}, and nothing that is in this "
+            f"{type(module).__name__}: it was made for another network."
+        )
+    merged: dict[int, dict[int, set[int]]] = {}  # tied parameters: what every name keeps
+    for name in known:
+        for axis, kept in cuts[name].items():
+            tensor = tensors[name]
+            if axis >= tensor.ndim or (kept and kept[-1] >= tensor.shape[axis]):
+                raise SurgeryError(
+                    f"{name} has shape {tuple(tensor.shape)}; the channel map keeps position "
+                    f"{kept[-1]} of its axis {axis}: it was made for another network."
+                )
+            axes = merged.setdefault(id(tensor), {})
+            axes[axis] = axes.get(axis, set(kept)) & set(kept)
+    for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():
+        if id(tensor) in merged:
+            _cut(tensor, merged[id(tensor)])
+    fit_attributes(module)
+
+
+def _cut(tensor: Tensor, axes: Mapping[int, set[int]]) -> None:
+    data = tensor.data
+    is_channels_last = (
+        data.ndim == 4
+        and not data.is_contiguous()
+        and data.is_contiguous(memory_format=torch.channels_last)
+    )
+    for axis, kept in axes.items():
+        data = data.index_select(axis, torch.tensor(sorted(kept), device=data.device))
+    tensor.grad = None
+    tensor.data = data.contiguous(memory_format=torch.channels_last) if is_channels_last else data
+
+
+def fit_attributes(module: nn.Module) -> None:
+    """Make every layer inside a module say the sizes that its parameters have.
+
+    Raises:
+        SurgeryError: the sizes contradict one another.
+    """
+    for name, layer in module.named_modules():
+        for kinds, fit in FITS:
+            if isinstance(layer, kinds):
+                try:
+                    fit(layer)
+                except ValueError as error:
+                    raise SurgeryError(f"{name} ({type(layer).__name__}): {error}") from error
+                break
+
+
+def _fit_conv(layer: _ConvNd) -> None:
+    own, other = layer.weight.shape[:2]
+    transposed = isinstance(layer, _ConvTransposeNd)
+    if layer.groups > 1 and layer.groups == layer.in_channels:  # depthwise: its groups go with it
+        per_group = 1 if transposed else layer.out_channels // layer.groups
+        layer.groups = _share(own, per_group, "filters")
+    per_group = _share(own, layer.groups, "input channels" if transposed else "filters")
+    if per_group == 0:
+        raise ValueError("no channel is left")
+    if transposed:
+        layer.in_channels, layer.out_channels = own, other * layer.groups
+    else:
+        layer.in_channels, layer.out_channels = other * layer.groups, own
+
+
+def _share(channels: int, parts: int, what: str) -> int:
+    if channels % parts:
+        raise ValueError(f"{channels} {what} do not divide into {parts} equal parts")
+    return channels // parts
+
+
+def _fit_linear(layer: nn.Linear) -> None:
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+def _fit_norm(layer: _NormBase) -> None:
+    for tensor in (layer.weight, layer.running_mean):
+        if tensor is not None:
+            layer.num_features = tensor.shape[0]
+
+
+def _fit_group_norm(layer: nn.GroupNorm) -> None:
+    if layer.affine:
+        layer.num_channels = layer.weight.shape[0]
+        _share(layer.num_channels, layer.num_groups, "channels")
+
+
+def _fit_layer_norm(layer: nn.LayerNorm) -> None:
+    if layer.elementwise_affine:
+        layer.normalized_shape = tuple(layer.weight.shape)
+
+
+def _fit_prelu(layer: nn.PReLU) -> None:
+    layer.num_parameters = layer.weight.shape[0]
+
+
+# Any: each function takes the layer type beside it.
+FITS: tuple[tuple[type[nn.Module], Callable[[Any], None]], ...] = (
+    (_ConvNd, _fit_conv),
+    (nn.Linear, _fit_linear),
+    (_NormBase, _fit_norm),
+    (nn.GroupNorm, _fit_group_norm),
+    (nn.LayerNorm, _fit_layer_norm),
+    (nn.PReLU, _fit_prelu),
+)
+
+
+def run_once(module: nn.Module, example: Tensor) -> object:
+    """Return the output of a narrowed module, and let layers without parameters learn their size.
+
+    Raises:
+        SurgeryError: its `forward` fails; the message names the layer and its input shapes.
+    """
+    running: list[tuple[str, nn.Module, object]] = []
+
+    def enter(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        def hook(layer: nn.Module, inputs: tuple[object, ...]) -> None:
+            running.append((name, layer, inputs))
+            if (
+                isinstance(layer, _InstanceNorm)
+                and layer.weight is None
+                and isinstance(inputs[0], Tensor)
+            ):
+                layer.num_features = inputs[0].shape[1]
+
+        return hook
+
+    def leave(layer: nn.Module, inputs: object, outputs: object) -> None:
+        running.pop()
+
+    handles = []
+    for name, layer in module.named_modules():
+        handles += [
+            layer.register_forward_pre_hook(enter(name)),
+            layer.register_forward_hook(leave),
+        ]
+    try:
+        with torch.no_grad():
+            output: object = module(example)
+    except Exception as error:  # the user's forward may raise anything
+        name, layer, inputs = running[-1] if running else ("", module, (example,))
+        raise SurgeryError(
+            f"{name or 'The network'} ({type(layer).__name__}) refuses its input "
+            f"{shapes_of(inputs)} after surgery: {first_line(error)}"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return output
+
+
+def shapes_of(values: object) -> str:
+    """Return the shapes of the tensors in nested tuples, in words."""
+    if isinstance(values, Tensor):
+        return str(tuple(values.shape))
+    if isinstance(values, (tuple, list)):
+        return ", ".join(shapes_of(value) for value in values)
+    return type(values).__name__
