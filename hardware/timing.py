@@ -25,6 +25,7 @@ from hardware.intervals import (
     samples_needed,
 )
 from hardware.runtimes.base import Timer
+from hardware.runtimes.base import timer_of as timer_of
 from hardware.storing import Record
 
 Progress = Callable[[float, str], None]
@@ -130,18 +131,6 @@ def ratio(a: Series, b: Series) -> Interval:
     enough = max(len(rounds) / 2, samples_needed(a.confidence))
     used = clean if len(clean) >= enough else rounds
     return ratio_interval([r[0] for r in used], [r[1] for r in used], a.confidence)
-
-
-def timer_of(run: Callable[[], object]) -> Timer:
-    """Return a timer for a plain function."""
-
-    def milliseconds(calls: int) -> float:
-        start = time.perf_counter_ns()
-        for _ in range(calls):
-            run()
-        return (time.perf_counter_ns() - start) / calls / 1e6
-
-    return milliseconds
 
 
 def time_together(

@@ -15,6 +15,7 @@ from hardware.errors import ModelError, RunError
 
 Array = npt.NDArray[Any]  # inputs and outputs have the dtype that the model declares
 Feeds = Mapping[str, Array]
+Vendor = Any  # an object of a vendor's package, which is imported only where it is used
 
 Timer = Callable[[int], float]
 """Runs something that many times back to back and returns the milliseconds that one run took."""
@@ -75,13 +76,7 @@ class Engine(ABC):
         """
         self.check(feeds)
 
-        def milliseconds(calls: int) -> float:
-            start = time.perf_counter_ns()
-            for _ in range(calls):
-                self.run(feeds)
-            return (time.perf_counter_ns() - start) / calls / 1e6
-
-        return milliseconds
+        return timer_of(lambda: self.run(feeds))
 
     def check(self, feeds: Feeds) -> None:
         """Refuse feeds that do not fit the engine's inputs.
@@ -144,6 +139,18 @@ class Runtime(ABC):
         Raises:
             BuildError: not such a file, or it does not run here.
         """
+
+
+def timer_of(run: Callable[[], object]) -> Timer:
+    """Return a timer of a plain function, by this machine's clock."""
+
+    def milliseconds(calls: int) -> float:
+        start = time.perf_counter_ns()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter_ns() - start) / calls / 1e6
+
+    return milliseconds
 
 
 def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
