@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardware.channels import Branch
-from hardware.fitting import kind_of
-from hardware.layers import Layer, LayerKey
+from hardware.layers import Kind, Layer, LayerKey
 
 Candidates = Mapping[str, tuple[int, ...]]
 EMPTIED_SHARE = 0.15  # of the branches, in each variant after the first ones
@@ -78,18 +77,18 @@ class _Space:
 
     def __init__(self, layers: Sequence[Layer], seen: Iterable[LayerKey]) -> None:
         self.layers = layers
-        self.kinds = {layer.name: kind_of(layer.key) for layer in layers}
+        self.kinds = {layer.name: layer.key.kind for layer in layers}
         self.touching: dict[str, list[Layer]] = {}
-        self.widest: dict[LayerKey, npt.NDArray[np.float64]] = {}
+        self.widest: dict[Kind, npt.NDArray[np.float64]] = {}
         for layer in layers:
             full = np.array([layer.key.in_channels, layer.key.out_channels], dtype=np.float64)
             kind = self.kinds[layer.name]
             self.widest[kind] = np.maximum(self.widest.get(kind, full), np.maximum(full, 1))
             for group in layer.groups:
                 self.touching.setdefault(group, []).append(layer)
-        self.points: dict[LayerKey, list[npt.NDArray[np.float64]]] = {}
+        self.points: dict[Kind, list[npt.NDArray[np.float64]]] = {}
         for key in seen:
-            if (kind := kind_of(key)) in self.widest:
+            if (kind := key.kind) in self.widest:
                 counts = np.array([key.in_channels, key.out_channels], dtype=np.float64)
                 self.points.setdefault(kind, []).append(counts / self.widest[kind])
 
@@ -108,7 +107,7 @@ class _Space:
     def gain(self, widths: Mapping[str, int], group: str, weights: Mapping[str, float]) -> float:
         """Return what a variant would tell about the layers that one group touches."""
         total = 0.0
-        taken: dict[LayerKey, list[npt.NDArray[np.float64]]] = {}
+        taken: dict[Kind, list[npt.NDArray[np.float64]]] = {}
         for layer in self.touching.get(group, ()):
             if layer.is_emptied(widths):
                 continue

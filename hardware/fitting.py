@@ -23,7 +23,7 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import nnls
 
-from hardware.layers import LayerKey
+from hardware.layers import Kind, LayerKey
 
 Array = npt.NDArray[np.float64]
 
@@ -32,11 +32,6 @@ LEAST_US = 0.05  # below this a time is the clock's, not the layer's
 RESIDUAL_SCALES = (0.0, 0.02, 0.05, 0.15)  # relative standard deviation of the staircase's errors
 RESIDUAL_NOISE = (0.003, 0.01, 0.03)  # relative standard deviation of a measured entry
 REACH = 0.35  # how far neighbouring widths know of each other, as a share of the widest
-
-
-def kind_of(key: LayerKey) -> LayerKey:
-    """Return the key without channel counts and tail: layers that one model describes."""
-    return key.family.model_copy(update={"tail": ()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,8 +121,12 @@ def _features(
 
 
 def _places(keys: Sequence[LayerKey], widest: tuple[int, int]) -> Array:
-    counts = np.array([(key.in_channels, key.out_channels) for key in keys], dtype=np.float64)
-    return np.asarray(counts.reshape(-1, 2) / np.maximum(np.array(widest), 1))
+    return np.asarray(_counts(keys) / np.maximum(np.array(widest), 1))
+
+
+def _counts(keys: Sequence[LayerKey]) -> Array:
+    counts = [(key.in_channels, key.out_channels) for key in keys]
+    return np.array(counts, dtype=np.float64).reshape(-1, 2)
 
 
 def _closeness(a: Array, b: Array) -> Array:
@@ -239,25 +238,24 @@ def _covariance(
     sharing: Sharing, a: Sequence[LayerKey], a_us: Array, b: Sequence[LayerKey], b_us: Array
 ) -> Array:
     """Return the prior covariance of the errors of two sets of entries, (a, b), us squared."""
-    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(kind_of(key) for key in (*a, *b)))}
-    kind_a = np.array([kinds[kind_of(key)] for key in a])
-    kind_b = np.array([kinds[kind_of(key)] for key in b])
+    kinds: dict[Kind, int] = {}
+    kind_a = np.array([kinds.setdefault(key.kind, len(kinds)) for key in a], dtype=np.intp)
+    kind_b = np.array([kinds.setdefault(key.kind, len(kinds)) for key in b], dtype=np.intp)
+    counts_a, counts_b = _counts(a), _counts(b)
     widest = np.ones((len(kinds), 2))
-    for key in (*a, *b):
-        place = widest[kinds[kind_of(key)]]
-        np.maximum(place, (key.in_channels, key.out_channels), out=place)
-    place_a = np.array([(k.in_channels, k.out_channels) for k in a]) / widest[kind_a]
-    place_b = np.array([(k.in_channels, k.out_channels) for k in b]) / widest[kind_b]
+    np.maximum.at(widest, kind_a, counts_a)
+    np.maximum.at(widest, kind_b, counts_b)
     alike = kind_a[:, None] == kind_b[None, :]
     index = {key: i for i, key in enumerate(b)}
     same = np.zeros(alike.shape)
     for row, key in enumerate(a):
         if key in index:
             same[row, index[key]] = 1.0
+    near = _closeness(counts_a / widest[kind_a], counts_b / widest[kind_b])
     relative = (
         sharing.all_layers**2
         + sharing.kind**2 * alike
-        + sharing.near**2 * alike * _closeness(place_a, place_b)
+        + sharing.near**2 * alike * near
         + sharing.entry**2 * same
     )
     executed = np.outer(a_us > LEAST_US, b_us > LEAST_US)

@@ -38,6 +38,7 @@ ELEMENTWISE = frozenset(
     }
 )
 Shape = tuple[int, ...]
+Kind = tuple[str | int | tuple[int, ...], ...]
 
 
 class LayerKey(Record):
@@ -75,12 +76,11 @@ class LayerKey(Record):
         )
 
     @property
-    def family(self) -> "LayerKey":
-        """The key without channel counts: layers that one latency model describes."""
+    def kind(self) -> Kind:
+        """The key without channel counts and tail: layers that one latency model describes."""
         conv_groups = 0 if self.is_depthwise else self.conv_groups
-        return self.model_copy(
-            update={"in_channels": 0, "out_channels": 0, "conv_groups": conv_groups}
-        )
+        shape = (self.kernel, self.strides, self.dilations, conv_groups)
+        return (self.operator, *shape, self.in_size, self.out_size, self.batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

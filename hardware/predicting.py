@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from hardware.errors import MissingLatencyError
-from hardware.fitting import Calibration, FamilyModel, calibrate, fit_family, kind_of
-from hardware.layers import Layer, LayerKey
+from hardware.fitting import Calibration, FamilyModel, calibrate, fit_family
+from hardware.layers import Kind, Layer, LayerKey
 from hardware.tables import LatencyTable
 
 Array = npt.NDArray[np.float64]
@@ -157,21 +157,21 @@ class _Prices:
 
     def __init__(self, table: LatencyTable, layers: Sequence[Layer]) -> None:
         self.table = table
-        self.kinds = {kind_of(layer.key) for layer in layers}
-        self.models: dict[LayerKey, FamilyModel] = {}
+        self.kinds = {layer.key.kind for layer in layers}
+        self.models: dict[Kind, FamilyModel] = {}
         self.calibration = self._calibration()
         self.known: dict[LayerKey, float] = {}
 
     def learn(self, keys: Iterable[LayerKey]) -> None:
         """Work out the cost of these keys."""
         wanted = list(dict.fromkeys(keys))
-        by_kind: dict[LayerKey, list[LayerKey]] = {}
+        by_kind: dict[Kind, list[LayerKey]] = {}
         raw: dict[LayerKey, float] = {}
         for key in wanted:
             if (entry := self.table.by_key.get(key)) is not None:
                 raw[key] = entry.median_us
             else:
-                by_kind.setdefault(kind_of(key), []).append(key)
+                by_kind.setdefault(key.kind, []).append(key)
         for kind, unseen in by_kind.items():
             model = self._model(kind, unseen[0])
             times = np.zeros(len(unseen)) if model is None else model.predict(unseen)
@@ -189,9 +189,9 @@ class _Prices:
         """Tell whether a key's cost rests on a measurement."""
         return key is None or key in self.table.by_key
 
-    def _model(self, kind: LayerKey, example: LayerKey) -> FamilyModel | None:
+    def _model(self, kind: Kind, example: LayerKey) -> FamilyModel | None:
         if kind not in self.models:
-            entries = [entry for entry in self.table.entries if kind_of(entry.key) == kind]
+            entries = [entry for entry in self.table.entries if entry.key.kind == kind]
             if not entries and kind in self.kinds:
                 raise MissingLatencyError(
                     f"No {example.operator} of {'x'.join(map(str, example.in_size))} px has been "
@@ -209,7 +209,7 @@ class _Prices:
     def _calibration(self) -> Calibration:
         """Learn from the variants that consist of layers of these kinds."""
         entries = self.table.entries
-        ours = np.array([kind_of(entry.key) in self.kinds for entry in entries], dtype=bool)
+        ours = np.array([entry.key.kind in self.kinds for entry in entries], dtype=bool)
         rows, targets = [], []
         for variant in self.table.variants:
             places = np.array(variant.entries, dtype=np.intp)

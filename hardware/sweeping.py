@@ -25,7 +25,7 @@ from hardware.layers import PRODUCTS, Layer, LayerKey
 from hardware.predicting import costs, predict_ms
 from hardware.runtimes.base import EngineSettings, NodeTime, Runtime
 from hardware.tables import LatencyTable, Variant
-from hardware.timing import Protocol, time_together
+from hardware.timing import Protocol, ratio, time_together
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,8 @@ class Stand:
             template=self.digest,
             widths=widths,
             end_to_end=latency,
-            anchor_ms=anchor.latency.median_ms,
+            # Such that the quotient is the median over rounds, which drift hits least.
+            anchor_ms=latency.median_ms / ratio(series, anchor).estimate,
             sum_us=round(sum(time.time_us for time in times), 2),
             samples=runs,
             entries=tuple(range(len(keys))),

@@ -65,7 +65,7 @@ class Variant(Record):
     template: str  # digest of the network's structure
     widths: Mapping[str, int]  # of every prunable group
     end_to_end: Latency  # with the profiler off
-    anchor_ms: float  # median of the full network, timed in turns with this variant
+    anchor_ms: float  # what the full network took, timed in turns with this variant
     sum_us: float  # of all executed nodes, with the profiler on
     samples: int  # inferences with the profiler on
     entries: tuple[int, ...]
@@ -118,9 +118,7 @@ class LatencyTable(Record):
         if key in self.by_key:
             return self.by_key[key]
         seen = sorted(
-            (e.key.in_channels, e.key.out_channels)
-            for e in self.entries
-            if e.key.family == key.family
+            (e.key.in_channels, e.key.out_channels) for e in self.entries if e.key.kind == key.kind
         )
         raise MissingLatencyError(
             f"No latency for {key.operator} {key.in_channels} -> {key.out_channels} at "
