@@ -58,8 +58,8 @@ def _check_map(channels: ChannelMap, tensors: Mapping[str, Tensor]) -> None:
     slices = [s for group in channels.prunable for s in group.slices]
     if slices and not any(s.parameter in tensors for s in slices):
         raise PipelineError(
-            f"The channel map names {slices[0].parameter} and {len(slices) - 1} more slices, none of "
-            "which the network has. It belongs to another network: analyse this one again."
+            f"The channel map names {slices[0].parameter} and {len(slices) - 1} more slices, and "
+            "the network has none of them. The map is another network's: analyse this one again."
         )
     for s in slices:
         if s.parameter not in tensors:
@@ -67,8 +67,9 @@ def _check_map(channels: ChannelMap, tensors: Mapping[str, Tensor]) -> None:
         shape = tuple(tensors[s.parameter].shape)
         if s.axis >= len(shape) or shape[s.axis] != len(s.units):
             raise PipelineError(
-                f"{s.parameter} has shape {shape}, but the channel map has {len(s.units)} positions "
-                f"along its axis {s.axis}. The map belongs to another network: analyse this one again."
+                f"{s.parameter} has shape {shape}, but the channel map has {len(s.units)} "
+                f"positions along its axis {s.axis}. The map is another network's: analyse this "
+                "one again."
             )
 
 
@@ -114,7 +115,7 @@ def _by_unit(tensor: Tensor, piece: ParameterSlice, width: int) -> Tensor:
     owned = flat[units.argsort(stable=True)[len(units) - int(counts.sum()) :]]
     if bool((counts == counts[0]).all()):
         return owned.reshape(width, -1)
-    rows = [part.reshape(-1) for part in owned.split(counts.tolist())]
+    rows = [part.reshape(-1) for part in torch.split(owned, counts.tolist())]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
