@@ -37,8 +37,10 @@ def shift_and_flip(
         flip: mirror left to right, each image with probability 0.5.
 
     Returns:
-        Images of the same shape, in new memory.
+        Images of the same shape.
     """
+    if not (shift or flip):
+        return pixels
     count, height, width, _ = pixels.shape
     margin = (height // 8, width // 8) if shift else (0, 0)
     rows = torch.arange(height).repeat(count, 1)

@@ -166,7 +166,7 @@ class _Training:
             self.data.validation_batches(),
         )
         record = EpochRecord(
-            epoch=epoch,
+            epoch=epoch + 1,  # people count from 1
             learning_rate=max(rates),
             train_loss=total / steps,
             val_loss=score.loss,
