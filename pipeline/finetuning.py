@@ -147,9 +147,8 @@ class _Training:
         """Train for one epoch and return what was measured."""
         epoch, steps = len(before), self.data.train_steps
         start_ns = time.perf_counter_ns()
-        torch.manual_seed(
-            seed_of("dropout", self.seed, epoch)
-        )  # dropout; the caller's state comes back
+        # For dropout. The caller's generator gets its own state back, see `repeatable`.
+        torch.manual_seed(seed_of("dropout", self.seed, epoch))
         self.module.train()
         known = f", validation {before[-1].val_accuracy_pct:.2f} %" if before else ""
         total, rates = 0.0, []
