@@ -23,7 +23,7 @@ from hardware.runtimes.base import (
     input_shapes,
     timer_of,
 )
-from hardware.runtimes.counters import Floats, quiet_stretches, time_per_run_us
+from hardware.runtimes.counters import Floats, time_per_run_us
 
 FILE = "model.xml"
 # Our precision -> OpenVINO's word for it, in its hint and in its runtime model.
@@ -31,7 +31,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 HEAVY = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
 PROFILE_WARMUP = 5
 Options = dict[str, str | int | bool]
-READINGS = 40  # of the counters while profiling; each costs time and cache
+READINGS = 60  # of the counters while profiling, at most
 
 
 class OvEngine(Engine):
@@ -80,26 +80,26 @@ class OvEngine(Engine):
         if not self._options["PERF_COUNT"]:
             raise RunError("This engine was built without profiling; build it with profile=True.")
         tensors = self._tensors(feeds)
-        if self._inferences > PROFILE_WARMUP:  # the counters never forget: start them anew
+        if self._inferences:  # the counters never forget: start them anew
             self._compile()
         self._bind(tensors)
-        infer = timer_of(self._infer)
-        for _ in range(PROFILE_WARMUP):
+        self._infer()
+        # The cold first inference shows which nodes run at all; later a short one may read as 0.
+        runs_at_all = np.array(self._read_counters()) > 0
+        for _ in range(PROFILE_WARMUP - 1):
             self._infer()
-        wanted = set(np.linspace(1, runs, min(max(runs, 2), READINGS)).round().astype(int))
-        walls, read_after, counts, averages = [], [], [], []
-        for index in range(runs):
-            walls.append(infer(1))
-            if index + 1 in wanted:
-                read_after.append(index)
+        wanted = set(np.linspace(1, runs, min(runs, READINGS)).round().astype(int))
+        counts, averages = [], []
+        for index in range(1, runs + 1):
+            self._infer()
+            if index in wanted:
                 counts.append(self._inferences)
-                averages.append([info.real_time.microseconds for info in self._counters()])
-        stretches = quiet_stretches(walls)[read_after]
+                averages.append(self._read_counters())
         try:
-            times = time_per_run_us(counts, averages, stretches)
+            times = time_per_run_us(counts, averages)
         except ValueError as error:
-            raise RunError(f"{runs} inferences are too few to profile: {error}") from error
-        return self._named(times)
+            raise RunError(f"{runs} inferences are too few to profile. {error}") from error
+        return self._named(np.where(runs_at_all, times, 0.0))
 
     def save(self, folder: Path) -> Path:
         """Write the IR with its weights as they are; raises StorageError."""
@@ -157,13 +157,14 @@ class OvEngine(Engine):
         except Exception as error:  # as above
             raise RunError(f"OpenVINO failed while running: {error}") from error
 
-    def _counters(self) -> Vendor:
-        return self._request.get_profiling_info()
+    def _read_counters(self) -> list[int]:
+        """Return the mean time of every node over all inferences so far, whole microseconds."""
+        return [info.real_time.microseconds for info in self._request.get_profiling_info()]
 
     def _named(self, times: Floats) -> tuple[NodeTime, ...]:
         """Return the nodes that took time, with the ONNX nodes that each one stands for."""
         executed = dict(self._executed())
-        names = [info.node_name for info in self._counters()]
+        names = [info.node_name for info in self._request.get_profiling_info()]
         told = [
             tuple(filter(None, executed.get(name, {}).get("originalLayersNames", "").split(",")))
             for name in names
