@@ -45,15 +45,21 @@ def emptied_branches(channels: ChannelMap, plan: Plan) -> tuple[Branch, ...]:
 
 
 def filters_removed(channels: ChannelMap, plan: Plan) -> tuple[int, int]:
-    """Return how many filters the plan removes, and how many the network has."""
+    """Return how many filters the plan removes, and how many the network has.
+
+    An emptied branch loses all its filters, also those that feed channels which others keep.
+    """
+    emptied = {name for branch in emptied_branches(channels, plan) for name in branch.parameters}
     removed = total = 0
     for group in channels.groups:
-        kept = set(plan.keep.get(group.name, range(group.width)))
+        stays = set(plan.keep.get(group.name, range(group.width)))
         for piece in group.slices:
             if piece.role in ("filter", "depthwise"):
                 units = [unit for unit in piece.units if unit >= 0]
+                kept = stays if piece.parameter not in emptied else set()
                 total += len(units)
                 removed += sum(unit not in kept for unit in units)
+    removed += sum(axis.channels for axis in channels.frozen if axis.parameter in emptied)
     return removed, total + sum(axis.channels for axis in channels.frozen)
 
 

@@ -21,6 +21,8 @@ MEANINGS = {
     "saliency": "the exact solver weighed what these channels are worth against the time they take",
     "redundancy floor": "fewer filters would not cover the rest; nothing is pruned below the floor",
     "no measured gain below": "fewer channels would save no measured time, so they stay",
+    "full: worth its time": "what fewer channels would save is not worth what they would cost",
+    "least candidate": "no narrower width was considered",
     "emptied": "the whole residual branch is gone, only the shortcut is left",
     "frozen": "the channels may not be pruned",
 }
@@ -39,8 +41,13 @@ class LayerRow:
     macs_before: int
     macs_after: int
     before_us: float
-    after_us: float  # 0 where the layer is gone with an emptied branch
+    after_us: float  # of an emptied layer: what still runs in its place, mostly nothing
     measured: bool  # both latencies were measured, neither was estimated
+
+    @property
+    def is_emptied(self) -> bool:
+        """The layer went with its residual branch."""
+        return self.out_after == 0 < self.out_before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +85,13 @@ class GroupRow:
     @property
     def reason(self) -> str:
         """The reason in a few words."""
-        return self.choice.reason.partition(": ")[0]
+        return _short(self.choice.reason)
 
     @property
     def detail(self) -> str:
         """What the plan says beyond the reason."""
-        return " ".join(filter(None, (self.choice.reason.partition(": ")[2], self.choice.detail)))
+        rest = self.choice.reason.removeprefix(self.reason).lstrip(": ")
+        return " ".join(filter(None, (rest, self.choice.detail)))
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -93,7 +101,6 @@ def write_report(report: Report, path: Path) -> None:
         StorageError: the page cannot be written.
     """
     emptied = counting.emptied_branches(report.channels, report.plan)
-    gone = {layer for branch in emptied for layer in branch.layers}
     page = (
         _environment()
         .get_template("report.html.j2")
@@ -112,7 +119,7 @@ def write_report(report: Report, path: Path) -> None:
             mixing=[group for group in report.channels.prunable if group.mixes],
             totals=_totals(report.layers),
             slowest=sorted(report.layers, key=lambda row: -row.after_us)[:3],
-            figures=_figures(report, gone),
+            figures=_figures(report),
         )
     )
     write_whole(path, page)
@@ -173,8 +180,12 @@ def _group_rows(report: Report) -> list[GroupRow]:
 
 
 def _reasons(choices: Iterable[Choice]) -> list[tuple[str, int, str]]:
-    counts = Counter(choice.reason.partition(": ")[0] for choice in choices)
+    counts = Counter(_short(choice.reason) for choice in choices)
     return [(reason, count, MEANINGS.get(reason, "")) for reason, count in counts.most_common()]
+
+
+def _short(reason: str) -> str:
+    return "frozen" if reason.startswith("frozen") else reason
 
 
 def _totals(layers: Sequence[LayerRow]) -> dict[str, float]:
@@ -188,10 +199,10 @@ def _standard_error(verdict: Verdict) -> float:
     return 100 * sqrt(max(share * (1 - share), 0.0) / max(verdict.test_images, 1))
 
 
-def _figures(report: Report, gone: set[str]) -> dict[str, drawing.Drawing]:
+def _figures(report: Report) -> dict[str, drawing.Drawing]:
     figures = {
         "latency": _latency_figure(report.verdict),
-        "layers": _layers_figure(report.layers, gone),
+        "layers": _layers_figure(report.layers),
     }
     if report.epochs:
         figures["training"] = _training_figure(report.epochs)
@@ -211,15 +222,13 @@ def _latency_figure(verdict: Verdict) -> drawing.Drawing:
     )
 
 
-def _layers_figure(layers: Sequence[LayerRow], gone: set[str]) -> drawing.Drawing:
+def _layers_figure(layers: Sequence[LayerRow]) -> drawing.Drawing:
     bars = [
         drawing.Bar(
             name=row.layer,
             before=row.before_us,
             after=row.after_us,
-            note="emptied"
-            if row.after_us == 0 and (row.layer in gone or row.out_after == 0)
-            else "",
+            note="emptied" if row.is_emptied else "",
             measured=row.measured,
         )
         for row in layers

@@ -1,33 +1,29 @@
 """What the terminal shows: rich tables of records, and the progress of stages. Prints nothing."""
 
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from hardware.channels import ChannelMap
+from hardware.tables import LatencyTable
 from pipeline import wording
+from pipeline.progress import StageProgress
 from pipeline.records import Floor, Plan, Verdict
 
-Told = Callable[[int, int, str], None]
-"""How a loop tells how far it is: steps done, steps in all (0: not known), and what it is at."""
-
-_HEARTBEAT_S = 60.0  # a log without bars says at least this often that a long stage lives
+__all__ = [
+    "StageProgress",
+    "comparison_table",
+    "devices_table",
+    "frozen_table",
+    "groups_table",
+    "latency_table",
+    "plan_table",
+    "verdict_table",
+]
 
 
 def verdict_table(verdict: Verdict) -> RenderableType:
@@ -39,7 +35,7 @@ def verdict_table(verdict: Verdict) -> RenderableType:
         f"{wording.runtime_name(verdict.runtime)}, {verdict.precision}, batch {verdict.batch}, "
     )
     table = _table(Text.assemble("Verdict: ", outcome))
-    table.caption = Text(f"{setting}{verdict.threads} thread{'s' if verdict.threads != 1 else ''}")
+    table.caption = Text(f"{wording.runtime_name(verdict.runtime)}, {setting}")
     table.add_column("")
     for heading in ("before", "after"):
         table.add_column(heading, justify="right")
@@ -212,107 +208,53 @@ def devices_table(rows: Sequence[tuple[str, str, str, str | None]]) -> Table:
     return table
 
 
-class StageProgress(AbstractContextManager["StageProgress"]):
-    """Progress of one stage after another: bars with the time left, or lines in a log.
-
-    On a terminal every stage has a bar. Elsewhere (a pipe, a file, CI) every stage is one line
-    when it is done, and a line a minute while it takes longer.
-
-        with StageProgress(console) as stages, stages.stage("fine-tuning") as told:
-            told(3, 10, "accuracy 91.2 %")
+def latency_table(path: Path, table: LatencyTable, rows: int = 20) -> RenderableType:
+    """Return what a latency table holds: the slowest layers that were executed, and its audit.
 
     Args:
-        console: where to; standard error by default, because results go to standard output.
-        bars: whether to draw bars; None finds out.
+        path: where the table lies.
+        table: what was measured.
+        rows: how many layers at most.
     """
-
-    def __init__(self, console: Console | None = None, bars: bool | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._bars = _draws_bars(self._console) if bars is None else bars
-        self._progress = Progress(
-            SpinnerColumn(finished_text=Text("✓", style="green")),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[text]}", style="dim", markup=False),
-            console=self._console,
-            redirect_stdout=False,  # results keep going to standard output
-            redirect_stderr=self._bars,
-            disable=not self._bars,
+    key = table.key
+    shown = _table(f"{wording.runtime_name(key.runtime)} {key.version} on {key.device}")
+    for heading in ("layer", "kernel", "size"):
+        shown.add_column(heading)
+    for heading in ("in", "out", "median, µs", "spread, µs", "builds"):
+        shown.add_column(heading, justify="right")
+    for entry in sorted(table.entries, key=lambda entry: -entry.median_us)[:rows]:
+        layer = entry.key
+        cells = (
+            " + ".join((layer.operator, *layer.tail)),
+            "×".join(map(str, layer.kernel)),
+            "×".join(map(str, layer.in_size)),
+            str(layer.in_channels),
+            str(layer.out_channels),
+            wording.us(entry.median_us),
+            wording.us(entry.mad_us),
+            str(entry.builds),
         )
-
-    def __enter__(self) -> "StageProgress":
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Told]:
-        """Show one stage while the block runs; yields what its loop reports to."""
-        with self._bar(name) if self._bars else self._lines(name) as told:
-            yield told
-
-    @contextmanager
-    def _bar(self, name: str) -> Iterator[Told]:
-        task: TaskID = self._progress.add_task(name, total=None, text="")
-
-        def told(done: int, total: int, text: str) -> None:
-            self._progress.update(task, completed=done, total=total or None, text=text)
-
-        yield told
-        # Reached only when the stage ended well: a stage that failed keeps its unfinished bar.
-        total = self._progress.tasks[self._progress.task_ids.index(task)].total or 1
-        self._progress.update(task, completed=total, total=total)
-
-    @contextmanager
-    def _lines(self, name: str) -> Iterator[Told]:
-        begun = spoken = time.perf_counter()
-        last = ""
-
-        def told(done: int, total: int, text: str) -> None:
-            nonlocal spoken, last
-            last = text
-            now = time.perf_counter()
-            if now - spoken >= _HEARTBEAT_S:
-                spoken = now
-                left = _time_left(now - begun, done, total)
-                self._line(f"{name}: {done} of {total or '?'}{left}, {text}")
-
-        try:
-            yield told
-        except BaseException:
-            self._line(f"{name}: stopped after {wording.duration(time.perf_counter() - begun)}")
-            raise
-        took = wording.duration(time.perf_counter() - begun)
-        self._line(f"{name}: done in {took}{', ' if last else ''}{last}")
-
-    def _line(self, text: str) -> None:
-        self._console.print(text.rstrip(" ,"), markup=False, highlight=False, soft_wrap=True)
+        shown.add_row(*map(Text, cells))
+    if (more := len(table.entries) - rows) > 0:
+        shown.caption = Text(f"and {more:,} faster layers")
+    return Group(shown, "", *_audit(table), Text(str(path), overflow="fold"))
 
 
-def _draws_bars(console: Console) -> bool:
-    """Return whether bars can move: on a real terminal, not in a CI job that claims to be one."""
-    return console.is_interactive and console.file.isatty() and not os.environ.get("CI")
-
-
-def _time_left(elapsed_s: float, done: int, total: int) -> str:
-    if not (0 < done < total):
-        return ""
-    return f", about {wording.duration(elapsed_s / done * (total - done))} left"
+def _audit(table: LatencyTable) -> Iterator[Text]:
+    """Yield what was measured, and how well the layers' times add up to those of networks."""
+    key = table.key
+    setting = _setting(key.precision, key.batch, key.threads)
+    counts = f"{len(table.entries):,} layers from {len(table.variants):,} variants"
+    yield Text(f"{counts}, {setting}")
+    if table.variants:
+        low, middle, high = table.additivity
+        audit = f"{wording.fixed(middle, 3)} ({wording.fixed(low, 3)} to {wording.fixed(high, 3)})"
+        yield Text(f"end-to-end time over the sum of the layers: {audit}")
 
 
 def _table(title: str | Text) -> Table:
     return Table(
-        title=title,
+        title=Text(title, style="bold") if isinstance(title, str) else title,
         box=box.SIMPLE_HEAD,
         title_justify="left",
         caption_justify="left",
@@ -340,3 +282,7 @@ def _files(verdicts: Sequence[Verdict]) -> Table:
         grid.add_row(Text(f"{name} engine"), Text(verdict.engine))
         grid.add_row(Text(f"{name} report"), Text(verdict.report))
     return grid
+
+
+def _setting(precision: str, batch: int, threads: int) -> str:
+    return f"{precision}, batch {batch}, {threads} thread{'s' if threads != 1 else ''}"

@@ -4,6 +4,8 @@ import pytest
 from rich.console import Console
 
 from hardware.channels import ChannelMap, Group
+from hardware.layers import LayerKey
+from hardware.tables import Entry, LatencyTable, TableKey
 from pipeline import showing
 from pipeline.records import Choice
 
@@ -109,79 +111,29 @@ def test_brackets_in_names_are_not_taken_for_markup(plan):
     assert "[why]" in shown(showing.frozen_table(ChannelMap(groups=(group,))))
 
 
-def log_console():
-    return Console(file=io.StringIO(), width=80, force_terminal=False)
+def test_a_latency_table_shows_its_slowest_layers_and_its_audit(tmp_path):
+    key = TableKey(
+        device="bench",
+        fingerprint="f",
+        folder="bench",
+        runtime="ov",
+        version="1",
+        precision="fp32",
+        batch=1,
+        threads=2,
+    )
+    layers = [
+        LayerKey(operator="Conv", in_channels=3, out_channels=n, kernel=(3, 3)) for n in (8, 9, 7)
+    ]
+    entries = [
+        Entry(key=layer, median_us=time, mad_us=0.5, samples=10, builds=4)
+        for layer, time in zip(layers, (2.0, 30.0, 10.0), strict=True)
+    ]
 
+    text = squeezed(
+        showing.latency_table(tmp_path, LatencyTable(key=key, entries=tuple(entries)), 2)
+    )
 
-def test_without_a_terminal_every_stage_is_one_line():
-    console = log_console()
-
-    with showing.StageProgress(console) as stages:
-        for name in ("sweep", "fine-tuning"):
-            with stages.stage(name) as told:
-                for step in range(50):
-                    told(step + 1, 50, f"step {step + 1}")
-
-    first, second = console.file.getvalue().splitlines()
-    assert first.startswith("sweep: done in ") and first.endswith("step 50")
-    assert second.startswith("fine-tuning: done in ")
-
-
-def test_a_stage_that_fails_says_so_and_the_error_goes_on():
-    console = log_console()
-
-    with (
-        pytest.raises(ValueError, match="boom"),
-        showing.StageProgress(console) as stages,
-        stages.stage("sweep"),
-    ):
-        raise ValueError("boom")
-
-    assert console.file.getvalue().startswith("sweep: stopped after ")
-
-
-def test_a_long_stage_lets_a_log_know_that_it_lives(monkeypatch):
-    monkeypatch.setattr(showing, "_HEARTBEAT_S", 0.0)
-    console = log_console()
-
-    with showing.StageProgress(console) as stages, stages.stage("sweep") as told:
-        told(1, 4, "a")
-        told(2, 0, "b")
-
-    lines = console.file.getvalue().splitlines()
-    assert lines[0].startswith("sweep: 1 of 4, about ") and lines[0].endswith(" left, a")
-    assert lines[1] == "sweep: 2 of ?, b"
-
-
-def test_on_a_terminal_a_stage_has_a_bar_that_fills():
-    console = Console(file=io.StringIO(), width=120, force_terminal=True)
-
-    with showing.StageProgress(console, bars=True) as stages, stages.stage("[sweep]") as told:
-        told(1, 4, "first")
-        told(2, 4, "second")
-
-    text = console.file.getvalue()
-    assert "[sweep]" in text and "100 %" in text and "second" in text
-
-
-def test_a_file_that_claims_to_be_a_terminal_gets_lines():
-    console = Console(file=io.StringIO(), force_terminal=True)
-
-    with showing.StageProgress(console) as stages, stages.stage("sweep"):
-        pass
-
-    assert console.file.getvalue().startswith("sweep: done in ")
-
-
-def test_ci_gets_lines_even_on_a_terminal(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    monkeypatch.setenv("CI", "true")
-    console = Console(file=Terminal(), force_terminal=True)
-
-    with showing.StageProgress(console) as stages, stages.stage("sweep"):
-        pass
-
-    assert console.file.getvalue().startswith("sweep: done in ")
+    assert "OpenVINO 1 on bench" in text
+    assert "Conv 3×3 3 9 30.0 0.5 4 Conv 3×3 3 7 10.0 0.5 4 and 1 faster layers" in text
+    assert "3 layers from 0 variants, fp32, batch 1, 2 threads" in text

@@ -1,0 +1,134 @@
+"""The progress of one stage after another: bars on a terminal, lines in a log. On stderr."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
+
+from pipeline import wording
+
+Told = Callable[[int, int, str], None]
+"""How a loop tells how far it is: steps done, steps in all (0: not known), and what it is at."""
+
+_HEARTBEAT_S = 60.0  # a log without bars says at least this often that a long stage lives
+
+
+class StageProgress(AbstractContextManager["StageProgress"]):
+    """Progress of one stage after another: bars with the time left, or lines in a log.
+
+    On a terminal every stage has a bar. Elsewhere (a pipe, a file, CI) every stage is one line
+    when it is done, and a line a minute while it takes longer.
+
+        with StageProgress(console) as stages, stages.stage("fine-tuning") as told:
+            told(3, 10, "accuracy 91.2 %")
+
+    Args:
+        console: where to; standard error by default, because results go to standard output.
+        bars: whether to draw bars; None finds out.
+    """
+
+    def __init__(self, console: Console | None = None, bars: bool | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bars = _draws_bars(self._console) if bars is None else bars
+        self._progress = Progress(
+            SpinnerColumn(finished_text=Text("✓", style="green")),
+            TextColumn("{task.description}", markup=False, table_column=_fixed(None)),
+            BarColumn(bar_width=14, table_column=_fixed(14)),
+            TextColumn("{task.percentage:>3.0f} %", table_column=_fixed(5)),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=_fixed(5)),
+            TextColumn(
+                "{task.fields[text]}",
+                style="dim",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
+            expand=True,
+            console=self._console,
+            redirect_stdout=False,  # results keep going to standard output
+            redirect_stderr=self._bars,
+            disable=not self._bars,
+        )
+
+    def __enter__(self) -> "StageProgress":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Told]:
+        """Show one stage while the block runs; yields what its loop reports to."""
+        with self._bar(name) if self._bars else self._lines(name) as told:
+            yield told
+
+    @contextmanager
+    def _bar(self, name: str) -> Iterator[Told]:
+        task: TaskID = self._progress.add_task(name, total=None, text="")
+
+        def told(done: int, total: int, text: str) -> None:
+            self._progress.update(task, completed=done, total=total or None, text=text)
+
+        yield told
+        # Reached only when the stage ended well: a stage that failed keeps its unfinished bar.
+        total = self._progress.tasks[self._progress.task_ids.index(task)].total or 1
+        self._progress.update(task, completed=total, total=total)
+
+    @contextmanager
+    def _lines(self, name: str) -> Iterator[Told]:
+        begun = spoken = time.perf_counter()
+        last = ""
+
+        def told(done: int, total: int, text: str) -> None:
+            nonlocal spoken, last
+            last = text
+            now = time.perf_counter()
+            if now - spoken >= _HEARTBEAT_S:
+                spoken = now
+                left = _time_left(now - begun, done, total)
+                self._line(f"{name}: {done} of {total or '?'}{left}, {text}")
+
+        try:
+            yield told
+        except BaseException:
+            self._line(f"{name}: stopped after {wording.duration(time.perf_counter() - begun)}")
+            raise
+        took = wording.duration(time.perf_counter() - begun)
+        self._line(f"{name}: done in {took}{', ' if last else ''}{last}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text.rstrip(" ,"), markup=False, highlight=False, soft_wrap=True)
+
+
+def _fixed(min_width: int | None) -> Column:
+    """Return a column that keeps its width where the line is too short for all."""
+    return Column(no_wrap=True, min_width=min_width)
+
+
+def _draws_bars(console: Console) -> bool:
+    """Return whether bars can move: on a real terminal, not in a CI job that claims to be one."""
+    return console.is_interactive and console.file.isatty() and not os.environ.get("CI")
+
+
+def _time_left(elapsed_s: float, done: int, total: int) -> str:
+    if not (0 < done < total):
+        return ""
+    return f", about {wording.duration(elapsed_s / done * (total - done))} left"
