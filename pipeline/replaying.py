@@ -14,20 +14,29 @@ LARGE_SHARE = 0.125
 
 
 @dataclass(slots=True, kw_only=True)
+class Call:
+    """What one part gave, and what it did to its arguments."""
+
+    output: object  # whatever the part's forward returns
+    is_touched: bool = False  # something changes the output in place later on
+    returned: int | None = None  # the output is this argument itself
+    written: tuple[tuple[int, Tensor], ...] = ()  # arguments changed in place, and their new values
+    is_known: bool = True  # can be handed out again
+
+
+@dataclass(slots=True, kw_only=True)
 class Tape:
     """What every part of a network gave on one batch, in the order of the calls."""
 
     parts: Mapping[str, nn.Module]
-    outputs: list[object] = field(default_factory=list)  # whatever the part's forward returns
+    calls: list[Call] = field(default_factory=list)
     first_call: dict[str, int] = field(default_factory=dict)  # by the name of the part
-    touched: frozenset[int] = frozenset()  # calls whose output something changes in place later
 
     def start_of(self, parameters: Iterable[str]) -> int:
         """Return the first call that can differ from the tape when these parameters change."""
-        first = (self._first_call(name) for name in parameters)
-        # Only tensors are known well enough to be handed out again.
-        known = (i for i, output in enumerate(self.outputs) if not isinstance(output, Tensor))
-        return min(min(first, default=len(self.outputs)), min(known, default=len(self.outputs)))
+        changed = [self._first_call(name) for name in parameters]
+        unknown = [place for place, call in enumerate(self.calls) if not call.is_known]
+        return min([*changed, *unknown[:1], len(self.calls)])
 
     def _first_call(self, parameter: str) -> int:
         owner = next((name for name in self.parts if parameter.startswith(f"{name}.")), None)
@@ -58,7 +67,8 @@ def record(module: nn.Module, images: Tensor) -> Tape:
     copies are recorded of those outputs.
     """
     tape = _record_once(module, images, frozenset())
-    return _record_once(module, images, tape.touched) if tape.touched else tape
+    touched = frozenset(place for place, call in enumerate(tape.calls) if call.is_touched)
+    return _record_once(module, images, touched) if touched else tape
 
 
 def replay(module: nn.Module, tape: Tape, images: Tensor, changed: Iterable[str]) -> Tensor:
@@ -70,15 +80,19 @@ def replay(module: nn.Module, tape: Tape, images: Tensor, changed: Iterable[str]
         images: the batch that was recorded.
         changed: names of the parameters that differ from the recording.
     """
-    stop, calls = tape.start_of(changed), 0
+    stop, count = tape.start_of(changed), 0
 
     def call(name: str, forward: Forward, *args: object, **kwargs: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls > stop:
+        nonlocal count
+        count += 1
+        if count > stop:
             return forward(*args, **kwargs)
-        output = tape.outputs[calls - 1]
-        return _copied(output) if calls - 1 in tape.touched else output
+        known, given = tape.calls[count - 1], [*args, *kwargs.values()]
+        for index, value in known.written:
+            _tensor(given[index]).copy_(value)
+        if known.returned is not None:
+            return given[known.returned]
+        return _tensor(known.output).clone() if known.is_touched else known.output
 
     with _through(tape.parts, call):
         return module(images)  # type: ignore[no-any-return]  # a user's module
@@ -89,21 +103,37 @@ def _record_once(module: nn.Module, images: Tensor, copied: frozenset[int]) -> T
     given: list[tuple[object, int]] = []
 
     def call(name: str, forward: Forward, *args: object, **kwargs: object) -> object:
+        arguments = [*args, *kwargs.values()]
+        versions = [_version(argument) for argument in arguments]
         output = forward(*args, **kwargs)
-        place = len(tape.outputs)
+        place = len(tape.calls)
         tape.first_call.setdefault(name, place)
-        tape.outputs.append(_copied(output) if place in copied else output)
+        found = Call(
+            output=_tensor(output).clone() if place in copied else output,
+            returned=next((i for i, one in enumerate(arguments) if one is output), None),
+            written=tuple(
+                (i, _tensor(one).clone())
+                for i, (one, version) in enumerate(zip(arguments, versions, strict=True))
+                if _version(one) > version
+            ),
+        )
+        # What may share memory with something else could be changed behind our back.
+        shares = isinstance(output, Tensor) and output._is_view() and found.returned is None
+        found.is_known = isinstance(output, Tensor) and not (shares and place in copied)
+        tape.calls.append(found)
         given.append((output, _version(output)))
         return output
 
     with _through(tape.parts, call):
         module(images)
-    tape.touched = frozenset(i for i, (out, version) in enumerate(given) if _version(out) > version)
+    for recorded, (output, version) in zip(tape.calls, given, strict=True):
+        recorded.is_touched = _version(output) > version
     return tape
 
 
-def _copied(output: object) -> object:
-    return output.clone() if isinstance(output, Tensor) else output
+def _tensor(value: object) -> Tensor:
+    assert isinstance(value, Tensor)  # only tensors are seen to change in place
+    return value
 
 
 def _version(output: object) -> int:

@@ -1,0 +1,143 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.errors import PipelineError
+from pipeline.records import GroupView
+from pipeline.redundancy import MEASURES
+from pipeline.redundancy.graph import calibrated_cosine, filter_graph, structural, structural_fixed
+
+
+def view(*filters: Tensor) -> GroupView:
+    return GroupView(
+        name="conv1",
+        width=len(filters[0]),
+        filters=filters,
+        consumers=(),
+        norm_scales=(),
+        norm_shifts=(),
+    )
+
+
+def random_filters(width: int, fan_in: int, seed: int = 0) -> Tensor:
+    return torch.randn(width, fan_in, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", ["graph", "graph_fixed"])
+def test_orthogonal_filters_all_stay(name: str) -> None:
+    floor = MEASURES[name](view(torch.eye(16, 144)))
+
+    assert floor.floor == 16 and floor.score == 1
+
+
+@pytest.mark.parametrize("name", ["graph", "graph_fixed"])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_each_family_of_parallel_filters_counts_once(name: str, scale: float) -> None:
+    # Four directions, four filters each: 4 components, covered by 4 balls.
+    filters = torch.eye(4, 144).repeat(4, 1)
+    filters[4:] *= scale
+
+    floor = MEASURES[name](view(filters))
+
+    assert floor.floor == 4 and floor.score == 4
+
+
+@pytest.mark.parametrize("name", ["graph", "graph_fixed"])
+def test_filters_that_are_all_alike_leave_one(name: str) -> None:
+    floor = MEASURES[name](view(torch.ones(8, 27)))
+
+    assert floor.floor == 1 and floor.score == 8
+
+
+def test_opposite_filters_do_not_replace_one_another() -> None:
+    filters = torch.cat([torch.eye(4, 144), -torch.eye(4, 144)])
+
+    assert structural(view(filters)).floor == 8
+
+
+def test_dead_filters_need_no_cover() -> None:
+    filters = torch.eye(8, 144)
+    filters[5:] = 0
+
+    floor = structural(view(filters))
+
+    assert floor.floor == 5 and "3 dead" in floor.detail
+    assert structural(view(torch.zeros(8, 144))).floor == 1
+
+
+def test_twins_in_one_coupled_layer_only_are_no_twins() -> None:
+    twins, apart = torch.eye(4, 144).repeat(2, 1), torch.eye(8, 144)
+
+    # Alike in one of four layers: a mean cosine of 1/4, below the one in 400 of a random layer.
+    assert structural(view(twins, apart, apart, apart, apart, apart)).floor == 8
+    assert structural(view(twins, twins)).floor == 4
+
+
+def test_a_chain_of_neighbours_is_one_component_with_many_balls() -> None:
+    # 0 - 1 - 2 - 3 - 4: greedy takes 1 (degree as 2 and 3, first), then 3 covers 2, 3, 4.
+    near = torch.eye(5)
+    for one in range(4):
+        near[one, one + 1] = near[one + 1, one] = 1
+
+    graph = filter_graph(near, threshold=0.5)
+
+    assert graph.components == 1
+    # Balls of radius 1: {0, 1, 2}, {2, 3, 4}. Of radius 2: {0..3} around 1, {2..4} around 4.
+    assert graph.cover == 2
+    assert graph.effective_width == pytest.approx(0.35 * 1 + 0.65 * 2)
+    assert graph.score == pytest.approx(5 / 1.65)
+
+
+@pytest.mark.parametrize(("width", "fan_in"), [(16, 144), (64, 576), (256, 27)])
+def test_random_filters_have_as_many_neighbours_as_calibrated(width: int, fan_in: int) -> None:
+    threshold = calibrated_cosine(width, (fan_in,), neighbours=1.0)
+
+    found = []
+    for seed in range(30):
+        unit = torch.nn.functional.normalize(random_filters(width, fan_in, seed), dim=1)
+        found.append(((unit @ unit.T >= threshold).sum() - width) / width)
+
+    # 30 * width / 2 pairs expected, so the mean is within 4 standard errors of 1.
+    assert abs(float(torch.stack(found).mean()) - 1) < 4 / math.sqrt(30 * width / 2)
+
+
+def test_in_one_dimension_of_freedom_the_cosine_follows_the_arcsine_law() -> None:
+    # Two dimensions: P(cos >= c) = acos(c) / pi, so a tenth lies above cos(pi / 10).
+    assert calibrated_cosine(11, (2,), neighbours=1.0) == pytest.approx(math.cos(math.pi / 10))
+
+
+@pytest.mark.parametrize(("width", "fan_in"), [(16, 144), (64, 576), (512, 4608)])
+def test_random_layers_hardly_count_as_redundant_at_any_shape(width: int, fan_in: int) -> None:
+    assert structural(view(random_filters(width, fan_in))).floor >= 0.85 * width
+
+
+def test_a_fixed_gamma_calls_wide_random_layers_redundant() -> None:
+    # cos >= 1 - 0.023 ** 2 * 4608 / 2 = -0.219 holds for every pair of random filters.
+    floor = structural_fixed(view(random_filters(64, 4608)))
+
+    assert floor.floor == 1 and "random filters 1.0" in floor.detail
+
+
+def test_the_null_is_reported_beside_the_layer() -> None:
+    floor = structural(view(torch.eye(4, 144).repeat(4, 1)))
+
+    assert floor.detail.startswith("effective width 4.0 of 16 (random filters 1")
+
+
+@pytest.mark.parametrize("name", sorted(MEASURES))
+@pytest.mark.parametrize("shape", [(1, 9), (2, 1), (5, 4), (40, 9)])
+def test_floors_lie_between_one_filter_and_all(name: str, shape: tuple[int, int]) -> None:
+    floor = MEASURES[name](view(random_filters(*shape)))
+
+    assert 1 <= floor.floor <= floor.width == shape[0]
+    assert 1 <= floor.score <= shape[0]
+
+
+def test_a_group_without_filters_is_refused() -> None:
+    empty = GroupView(name="add", width=4, filters=(), consumers=(), norm_scales=(), norm_shifts=())
+
+    with pytest.raises(PipelineError, match="Group add has no learned filters"):
+        structural(empty)
+    assert MEASURES["none"](empty).floor == 1
