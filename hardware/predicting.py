@@ -90,6 +90,25 @@ def predict_ms(costs: Iterable[LayerCost], candidates: Candidates, widths: Width
     return total_us / 1000
 
 
+def layer_times(
+    costs: Iterable[LayerCost], candidates: Candidates, widths: Widths
+) -> tuple[dict[str, float], dict[str, bool]]:
+    """Return what each layer adds at these widths, microseconds, and whether that was measured.
+
+    Args:
+        costs: of every layer over the candidates; what lies outside the layers is left out.
+        candidates: per group, ascending.
+        widths: per group, each among its candidates.
+    """
+    times_us: dict[str, float] = {}
+    measured: dict[str, bool] = {}
+    for cost in costs:
+        place = tuple(candidates[name].index(widths[name]) for name in cost.groups)
+        times_us[cost.layer] = times_us.get(cost.layer, 0.0) + float(cost.cost_us[place])
+        measured[cost.layer] = measured.get(cost.layer, True) and bool(cost.measured[place])
+    return times_us, measured
+
+
 @dataclass(frozen=True, slots=True)
 class _Piece:
     """One cost to be made: of which layer, over which groups."""

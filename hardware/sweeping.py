@@ -39,7 +39,8 @@ PROTOCOL = Protocol(
 PROFILE_S = 0.3  # of profiling per variant
 PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
 LEAST_BUILDS, MOST_BUILDS = 14, 40
-# A sweep ends when this many variants in a row were predicted this well before they were built.
+RELATED_BUILDS = 4  # where other networks have measured every kind of layer
+# A sweep ends when this many last variants are predicted this well from those before them.
 SETTLED, SETTLED_ERROR = 5, 0.02
 
 
@@ -115,13 +116,14 @@ def sweep(
     digest = digest_of(template)
     stand: Stand | None = None
     shares: dict[str, float] = {}
-    plans = design(
-        layers, candidates, channels.branches, _seen_elsewhere(table, digest), shares, seed
-    )
+    elsewhere = _seen_elsewhere(table, digest)
+    is_related = {layer.key.kind for layer in layers} <= {key.kind for key in elsewhere}
+    least = RELATED_BUILDS if is_related else LEAST_BUILDS
+    plans = design(layers, candidates, channels.branches, elsewhere, shares, seed)
     for number in range(1, most + 1):
         widths = complete_widths(channels, next(plans))
         if not table.holds(digest, widths):
-            if builds is None and number > LEAST_BUILDS and _is_settled(table, layers, digest):
+            if builds is None and number > least and _is_settled(table, layers, digest):
                 break
             stand = stand or Stand(template, channels, layers, runtime, settings)
             table, _ = stand.measure(widths, table)
@@ -184,7 +186,8 @@ class Stand:
             times_us=tuple(round(time_us, 2) for _, time_us in found),
         )
         log.debug("%s: %.3f ms, additivity %.3f", widths, latency.median_ms, variant.additivity)
-        return table.adding(variant, keys), variant
+        table = table.adding(variant, keys)
+        return table, table.variants[-1]
 
 
 def attribute(
@@ -285,7 +288,8 @@ def _shares(
 
 def _is_settled(table: LatencyTable, layers: Sequence[Layer], digest: str) -> bool:
     """Tell whether the last variants were predictable from those before them."""
-    held = [v for v in table.variants if v.template == digest][-SETTLED:]
+    # The first variant is the anchor itself: what ties this template's times to the table's.
+    held = [v for v in table.variants if v.template == digest][1:][-SETTLED:]
     rest = table.without(held)
     candidates = {name: tuple(sorted({v.widths[name] for v in held})) for name in held[0].widths}
     known = costs(rest, layers, candidates)

@@ -81,6 +81,7 @@ class LatencyTable(Record):
     """Everything measured on one device with one runtime at one setting."""
 
     key: TableKey
+    anchors_ms: Mapping[str, float] = {}  # per template: the full network at the table's pace
     entries: tuple[Entry, ...] = ()
     variants: tuple[Variant, ...] = ()
 
@@ -88,14 +89,6 @@ class LatencyTable(Record):
     def by_key(self) -> dict[LayerKey, Entry]:
         """The entries by what was executed."""
         return {entry.key: entry for entry in self.entries}
-
-    @cached_property
-    def usual_anchor_ms(self) -> dict[str, float]:
-        """Median over the variants of what the full network took, per template."""
-        anchors: dict[str, list[float]] = {}
-        for variant in self.variants:
-            anchors.setdefault(variant.template, []).append(variant.anchor_ms)
-        return {template: median(values) for template, values in anchors.items()}
 
     @property
     def additivity(self) -> tuple[float, float, float]:
@@ -128,7 +121,7 @@ class LatencyTable(Record):
 
     def drift(self, variant: Variant) -> float:
         """Return how much slower than usual the device was when a variant was measured."""
-        return variant.anchor_ms / self.usual_anchor_ms[variant.template]
+        return variant.anchor_ms / self.anchors_ms[variant.template]
 
     def corrected_ms(self, variant: Variant) -> float:
         """Return a variant's end-to-end time as it would have been at the device's usual pace."""
@@ -167,7 +160,10 @@ class LatencyTable(Record):
             )
             for name, records in (("entries", self.entries), ("variants", self.variants))
         }
-        head = f'{{"schema": {self.SCHEMA},\n"key": {json.dumps(self.key.model_dump(mode="json"))}'
+        head = (
+            f'{{"schema": {self.SCHEMA},\n"key": {json.dumps(self.key.model_dump(mode="json"))},\n'
+            f'"anchors_ms": {json.dumps(dict(self.anchors_ms))}'
+        )
         body = "".join(f',\n"{name}": [\n{lines}\n]' for name, lines in lists.items())
         write_whole(path, f"{head}{body}}}\n")
 
@@ -269,18 +265,45 @@ def open_table(
 def _table(key: TableKey, parts: Iterable[tuple[Variant, Sequence[LayerKey]]]) -> LatencyTable:
     """Return the table of these variants, each given with the keys its indices refer to."""
     index: dict[LayerKey, int] = {}
+    by_template: dict[str, list[Variant]] = {}
     variants = []
     for variant, keys in parts:
         places = tuple(index.setdefault(keys[i], len(index)) for i in variant.entries)
         variants.append(variant.model_copy(update={"entries": places}))
-    bare = LatencyTable(key=key, variants=tuple(variants))
+        by_template.setdefault(variant.template, []).append(variants[-1])
     seen: list[list[tuple[float, int]]] = [[] for _ in index]
-    for variant in variants:
-        drift = bare.drift(variant)
-        for place, time_us in zip(variant.entries, variant.times_us, strict=True):
-            seen[place].append((time_us / drift, variant.samples))
-    entries = tuple(_entry(k, found) for k, found in zip(index, seen, strict=True))
-    return LatencyTable(key=key, entries=entries, variants=tuple(variants))
+    anchors_ms = {}
+    for template, members in by_template.items():
+        anchor_ms = median(variant.anchor_ms for variant in members)
+        found = [
+            (place, time_us * anchor_ms / variant.anchor_ms, variant.samples)
+            for variant in members
+            for place, time_us in zip(variant.entries, variant.times_us, strict=True)
+        ]
+        pace = _pace([(us, [time for time, _ in seen[place]]) for place, us, _ in found])
+        anchors_ms[template] = anchor_ms / pace
+        for place, us, samples in found:
+            seen[place].append((us / pace, samples))
+    return LatencyTable(
+        key=key,
+        anchors_ms=anchors_ms,
+        entries=tuple(_entry(k, found) for k, found in zip(index, seen, strict=True)),
+        variants=tuple(variants),
+    )
+
+
+def _pace(shared: Sequence[tuple[float, Sequence[float]]]) -> float:
+    """Return how much slower the device was for one template than for those before it.
+
+    What both executed tells, each by the time it took; 1 where they share nothing.
+    """
+    ratios = sorted((us / median(before), us) for us, before in shared if before and us > 0)
+    half, passed = sum(weight for _, weight in ratios) / 2, 0.0
+    for ratio, weight in ratios:
+        passed += weight
+        if passed >= half:
+            return ratio
+    return 1.0
 
 
 def _entry(key: LayerKey, found: Sequence[tuple[float, int]]) -> Entry:

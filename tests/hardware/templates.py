@@ -24,8 +24,8 @@ class Builder:
         return f"{name}_out"
 
     def weight(self, name: str, *shape: int) -> str:
-        values = self.random.standard_normal(shape).astype(np.float32) / np.prod(shape[1:]) ** 0.5
-        self.weights.append(numpy_helper.from_array(values, name))
+        values = self.random.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))
+        self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
         return name
 
     def cut(self, group: str, width: int, parameter: str, axis: int, role: str, each=1) -> None:
@@ -60,9 +60,7 @@ class Builder:
         ]
         outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
         graph = helper.make_graph(self.nodes, "template", inputs, outputs, self.weights)
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
-        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
         groups = tuple(
             Group(name=name, width=self.widths[name], slices=tuple(slices))
             for name, slices in self.slices.items()

@@ -1,10 +1,10 @@
 import pytest
 from onnx import TensorProto, helper
-from tests.hardware import templates
 
 from hardware.channels import ChannelMap
 from hardware.errors import ModelError
 from hardware.layers import LayerKey, layers_of, macs_of
+from tests.hardware import templates
 
 
 def by_name(template, channels):

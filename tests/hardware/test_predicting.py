@@ -3,8 +3,6 @@ from math import ceil
 
 import numpy as np
 import pytest
-from tests.hardware import templates
-from tests.hardware.test_tables import KEY
 
 from hardware.designing import design
 from hardware.errors import MissingLatencyError
@@ -12,6 +10,8 @@ from hardware.layers import layers_of
 from hardware.predicting import OUTSIDE, costs, predict_ms
 from hardware.tables import LatencyTable, Variant
 from hardware.timing import Latency
+from tests.hardware import templates
+from tests.hardware.test_tables import KEY
 
 OUTSIDE_US = 5.0
 
@@ -85,9 +85,7 @@ def errors_of(table, layers, candidates, true_us):
 def test_unseen_plans_on_a_staircase_are_predicted_to_a_tenth_of_a_per_cent(make):
     table, layers, candidates = learnt(make)
 
-    errors = errors_of(
-        table, layers, candidates, lambda plan: exact_us(layers, plan) + OUTSIDE_US
-    )
+    errors = errors_of(table, layers, candidates, lambda plan: exact_us(layers, plan) + OUTSIDE_US)
 
     assert np.abs(errors).max() < 1e-3
 
@@ -110,9 +108,7 @@ def test_a_device_that_slows_down_half_way_does_not_bias_predictions():
     for widths in islice(plans, 6):
         table = add_variant(table, layers, widths, pace=1.4)
 
-    errors = errors_of(
-        table, layers, candidates, lambda plan: exact_us(layers, plan) + OUTSIDE_US
-    )
+    errors = errors_of(table, layers, candidates, lambda plan: exact_us(layers, plan) + OUTSIDE_US)
 
     assert np.abs(errors).max() < 2e-3
 

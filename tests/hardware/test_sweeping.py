@@ -1,0 +1,244 @@
+import numpy as np
+import pytest
+
+from hardware.carving import carve, keep_first
+from hardware.errors import BuildError, RunError, RuntimeMissingError
+from hardware.layers import layers_of
+from hardware.predicting import costs, predict_ms
+from hardware.runtimes import RUNTIMES, get_runtime
+from hardware.runtimes.base import EngineSettings, NodeTime
+from hardware.runtimes.fake import FakeRuntime
+from hardware.sweeping import attribute, complete_widths, digest_of, measure, owners_of, sweep
+from hardware.tables import LatencyTable, key_of, load_table
+from hardware.timing import Protocol
+from tests.hardware import templates
+
+SETTINGS = EngineSettings()
+QUICK = Protocol(warmup_s=0.01, min_samples=10, max_samples=10, max_seconds=0.05)
+
+
+class CountingRuntime(FakeRuntime):
+    """The imagined device, counting the variants it profiles; may fail at one of them."""
+
+    def __init__(self, fail_at=None, **properties):
+        super().__init__(**properties)
+        self.profiled, self.fail_at = 0, fail_at
+
+    def build(self, model, settings, *, profile=False):
+        self.profiled += profile
+        if profile and self.profiled == self.fail_at:
+            raise BuildError("Out of luck.")
+        return super().build(model, settings, profile=profile)
+
+
+def subject(make=templates.residual):
+    template, channels = make()
+    candidates = {}
+    for group in channels.groups:
+        in_branch = any(group.name in branch.groups for branch in channels.branches)
+        candidates[group.name] = (0,) * in_branch + tuple(range(4, group.width + 1, 4))
+    return template, channels, layers_of(template, channels), candidates
+
+
+def empty_table(runtime):
+    return LatencyTable(key=key_of(runtime, SETTINGS, 1))
+
+
+def true_ms(runtime, template, channels, widths):
+    engine = runtime.build(carve(template, channels, keep_first(channels, widths)), SETTINGS)
+    return engine.timer(engine.random_feeds())(1)
+
+
+@pytest.mark.parametrize("make", [templates.residual, templates.depthwise])
+def test_a_sweep_predicts_plans_it_never_saw(tmp_path, make):
+    template, channels, layers, candidates = subject(make)
+    runtime = FakeRuntime()
+
+    table = sweep(
+        template, channels, layers, candidates, runtime, SETTINGS,
+        empty_table(runtime), tmp_path / "table.json",
+    )  # fmt: skip
+
+    known = costs(table, layers, candidates)
+    generator = np.random.default_rng(3)
+    for _ in range(10):
+        plan = {name: int(generator.choice(widths)) for name, widths in candidates.items()}
+        truth = true_ms(runtime, template, channels, plan)
+        assert predict_ms(known, candidates, plan) == pytest.approx(truth, rel=3e-3)
+
+
+def test_a_noisy_device_is_predicted_within_its_noise(tmp_path):
+    template, channels, layers, candidates = subject()
+    noisy = FakeRuntime(noise=0.03, seed=1)
+
+    table = sweep(
+        template, channels, layers, candidates, noisy, SETTINGS,
+        empty_table(noisy), tmp_path / "table.json", builds=16,
+    )  # fmt: skip
+
+    known = costs(table, layers, candidates)
+    generator = np.random.default_rng(3)
+    errors = []
+    for _ in range(10):
+        plan = {name: int(generator.choice(widths)) for name, widths in candidates.items()}
+        truth = true_ms(FakeRuntime(), template, channels, plan)
+        errors.append(abs(predict_ms(known, candidates, plan) / truth - 1))
+    assert np.median(errors) < 0.02
+
+
+def test_a_sweep_killed_half_way_keeps_what_it_measured_and_goes_on(tmp_path):
+    template, channels, layers, candidates = subject()
+    path = tmp_path / "table.json"
+    arguments = (template, channels, layers, candidates)
+    failing, whole = CountingRuntime(fail_at=6), CountingRuntime()
+    with pytest.raises(BuildError):
+        sweep(*arguments, failing, SETTINGS, empty_table(failing), path, builds=9)
+    kept = load_table(path)
+
+    resumed = sweep(*arguments, whole, SETTINGS, kept, path, builds=9)
+
+    assert len(kept.variants) == 5
+    assert whole.profiled == 4
+    straight = sweep(
+        *arguments, whole, SETTINGS, empty_table(whole), tmp_path / "other.json", builds=9
+    )
+    assert [v.widths for v in resumed.variants] == [v.widths for v in straight.variants]
+    assert resumed.entries == straight.entries
+
+
+def test_a_second_sweep_builds_nothing(tmp_path):
+    template, channels, layers, candidates = subject()
+    path, runtime = tmp_path / "table.json", CountingRuntime()
+    arguments = (template, channels, layers, candidates, runtime, SETTINGS)
+    table = sweep(*arguments, empty_table(runtime), path)
+    built = runtime.profiled
+
+    again = sweep(*arguments, load_table(path), path)
+
+    assert built == len(table.variants) and runtime.profiled == built
+    assert again == table
+
+
+def test_a_related_network_needs_fewer_builds(tmp_path):
+    template, channels, layers, candidates = subject()
+    path, runtime = tmp_path / "table.json", CountingRuntime()
+    table = sweep(
+        template, channels, layers, candidates, runtime, SETTINGS, empty_table(runtime), path
+    )
+    first, runtime.profiled = runtime.profiled, 0
+    template, channels, layers, candidates = subject(lambda: templates.residual(blocks=3))
+
+    table = sweep(template, channels, layers, candidates, runtime, SETTINGS, table, path)
+
+    assert 0 < runtime.profiled <= first / 3
+    known = costs(table, layers, candidates)
+    generator = np.random.default_rng(3)
+    for _ in range(5):
+        plan = {name: int(generator.choice(widths)) for name, widths in candidates.items()}
+        truth = true_ms(FakeRuntime(), template, channels, plan)
+        assert predict_ms(known, candidates, plan) == pytest.approx(truth, rel=1e-2)
+
+
+def test_a_sweep_covers_emptied_branches_and_both_ends(tmp_path):
+    template, channels, layers, candidates = subject()
+    runtime = FakeRuntime()
+
+    table = sweep(
+        template, channels, layers, candidates, runtime, SETTINGS,
+        empty_table(runtime), tmp_path / "table.json", builds=5,
+    )  # fmt: skip
+
+    widths = [variant.widths for variant in table.variants]
+    assert complete_widths(channels, {}) in widths
+    assert {name: min(w for w in ws if w) for name, ws in candidates.items()} in widths
+    for branch in channels.branches:
+        assert any(all(w[group] == 0 for group in branch.groups) for w in widths)
+
+
+def test_a_measured_plan_enters_the_table():
+    template, channels, layers, _ = subject()
+    runtime = FakeRuntime(outside_us=7.0)
+    widths = {"inner0": 12, "stream": 20}
+
+    table, variant = measure(
+        template, channels, layers, widths, runtime, SETTINGS, empty_table(runtime)
+    )
+
+    assert table.holds(digest_of(template), complete_widths(channels, widths))
+    assert all(layer.key_at(widths) in table.by_key for layer in layers)
+    assert variant.end_to_end.median_ms == pytest.approx((variant.sum_us + 7.0) / 1000, rel=1e-4)
+    assert variant.anchor_ms == pytest.approx(true_ms(runtime, template, channels, {}))
+
+
+def test_time_is_attributed_to_convolutions_before_their_tails_and_reorders_to_what_follows():
+    template, _, layers, _ = subject(lambda: templates.residual(blocks=1))
+    times = [
+        NodeTime(name="stem", operator="Conv", nodes=("stem", "stem_relu"), time_us=1.0),
+        NodeTime(name="reorder", operator="Reorder", nodes=(), time_us=2.0),
+        NodeTime(name="fused", operator="Conv", nodes=("block0.a_relu", "block0.a"), time_us=4.0),
+        NodeTime(name="b", operator="Conv", nodes=("block0.b",), time_us=8.0),
+        NodeTime(name="add", operator="Add", nodes=("block0.add", "block0.relu"), time_us=16.0),
+        NodeTime(name="down", operator="Conv", nodes=("down_out",), time_us=32.0),
+        NodeTime(name="back", operator="Reorder", nodes=(), time_us=64.0),
+    ]
+
+    found = attribute(times, owners_of(template, layers), layers, {})
+
+    by_layer = dict(zip((layer.name for layer in layers), (us for _, us in found), strict=True))
+    assert by_layer["stem"] == 1.0
+    assert by_layer["block0.a"] == 6.0
+    assert by_layer["block0.b"] == 24.0
+    assert by_layer["down"] == 96.0
+    assert by_layer["pool"] == 0.0
+
+
+def test_what_runs_of_an_emptied_branch_is_kept_apart():
+    template, _, layers, _ = subject(lambda: templates.residual(blocks=1))
+    times = [
+        NodeTime(name="stem", operator="Conv", nodes=("stem",), time_us=1.0),
+        NodeTime(name="relu", operator="Relu", nodes=("block0.relu",), time_us=2.0),
+    ]
+
+    found = attribute(times, owners_of(template, layers), layers, {"inner0": 0})
+
+    spent = {key.operator: us for key, us in found if us}
+    assert spent == {"Conv": 1.0, "Relu": 2.0}
+
+
+def test_a_runtime_that_renames_everything_is_an_error():
+    template, _, layers, _ = subject()
+    times = [NodeTime(name="x1", operator="?", nodes=(), time_us=1.0)]
+
+    with pytest.raises(RunError, match="None of the 1 executed nodes"):
+        attribute(times, owners_of(template, layers), layers, {})
+
+
+def test_the_digest_tells_structure_and_not_weights():
+    template, _ = templates.residual()
+    other, _ = templates.residual()
+    other.graph.initializer[0].raw_data = bytes(len(other.graph.initializer[0].raw_data))
+
+    assert digest_of(other) == digest_of(template)
+    assert digest_of(templates.residual(blocks=3)[0]) != digest_of(template)
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("name", sorted(set(RUNTIMES) - {"fake"}))
+def test_every_layer_of_a_real_runtime_is_found(name):
+    template, channels, layers, _ = subject(lambda: templates.residual(size=32))
+    try:
+        runtime = get_runtime(name)
+    except RuntimeMissingError as error:
+        pytest.skip(str(error))
+    table = empty_table(runtime)
+
+    for widths in ({}, {"inner0": 8, "stream": 16}, {"inner1": 0}):
+        table, variant = measure(
+            template, channels, layers, widths, runtime, SETTINGS, table, protocol=QUICK
+        )
+        spent = zip(variant.entries, variant.times_us, strict=True)
+        executed = [(table.entries[place].key, us) for place, us in spent]
+        # Every convolution that is not emptied took time, and nothing is counted twice.
+        assert all(us > 0 for key, us in executed if key.operator == "Conv")
+        assert sum(variant.times_us) == pytest.approx(variant.sum_us, abs=0.02 * len(layers))
+    assert len(table.variants) == 3
