@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 
 import numpy as np
@@ -108,6 +109,7 @@ def ratio_interval(numerator: Samples, denominator: Samples, confidence: float =
     return median_interval(above / below, confidence)
 
 
+@lru_cache
 def samples_needed(confidence: float, quantile: float = 0.5) -> int:
     """Return the fewest samples that give a finite interval for the quantile."""
     count = 1
@@ -118,6 +120,7 @@ def samples_needed(confidence: float, quantile: float = 0.5) -> int:
         count += 1
 
 
+@lru_cache(maxsize=4096)
 def _ranks(count: int, quantile: float, confidence: float) -> tuple[int, int]:
     """Return the ranks (from 1) of the samples that bracket the quantile; 0, count + 1: none do."""
     if not (0 < quantile < 1 and 0 < confidence < 1):

@@ -32,6 +32,7 @@ Progress = Callable[[float, str], None]
 """Is told what fraction is done, 0 to 1, and a line of text."""
 
 WINDOW_S = 0.25  # the system counts processor time in ticks of 10 ms: shorter windows say little
+TRUSTED_SAMPLES = 10  # fewer clean samples than this are not worth more than all of them
 WARM_BLOCK = 3  # two blocks of this many samples must agree before a run counts as warm
 
 
@@ -84,23 +85,24 @@ class Series:
     """Every sample of one run, in the order of the rounds; nothing is dropped."""
 
     samples_ms: tuple[float, ...]  # time of one inference
-    tainted: tuple[bool, ...]  # whether the sample was disturbed from outside
+    interrupted: tuple[bool, ...]  # the run lost the processor during the sample
+    crowded: tuple[bool, ...]  # others kept the processor busy around that time
     calls: int = 1  # inferences per sample; more than one for very short runs
     confidence: float = 0.95
 
     @property
-    def clean_ms(self) -> tuple[float, ...]:
-        """The samples that were not disturbed."""
-        return tuple(s for s, bad in zip(self.samples_ms, self.tainted, strict=True) if not bad)
+    def tainted(self) -> tuple[bool, ...]:
+        """Whether each sample was disturbed from outside."""
+        return tuple(a or b for a, b in zip(self.interrupted, self.crowded, strict=True))
 
     @property
     def interval(self) -> Interval:
-        """Confidence interval of the median, from the clean samples while they are the majority."""
+        """Confidence interval of the median of the least disturbed samples that are enough."""
         return median_interval(self._trusted_ms, self.confidence)
 
     @property
     def latency(self) -> Latency:
-        """The figures, from the clean samples while they are the majority, else from all."""
+        """The figures, from the least disturbed samples that are enough."""
         interval = self.interval
         return Latency(
             median_ms=interval.estimate,
@@ -112,25 +114,41 @@ class Series:
         )
 
     @property
-    def _trusted_ms(self) -> tuple[float, ...]:
-        clean = self.clean_ms
-        enough = max(len(self.samples_ms) / 2, samples_needed(self.confidence))
-        return clean if len(clean) >= enough else self.samples_ms
+    def _trusted_ms(self) -> list[float]:
+        kept = _least_disturbed(self.tainted, self.interrupted, self.confidence)
+        return [self.samples_ms[index] for index in kept]
 
 
 def ratio(a: Series, b: Series) -> Interval:
     """Return how many times slower `a` is than `b`, with the interval of the paired rounds.
 
-    Rounds in which either was disturbed are left out while the others are the majority.
+    Only rounds in which neither was disturbed count, as long as there are enough of them.
 
     Raises:
         ValueError: the two were not timed together (they differ in length).
     """
-    rounds = list(zip(a.samples_ms, b.samples_ms, a.tainted, b.tainted, strict=True))
-    clean = [r for r in rounds if not (r[2] or r[3])]
-    enough = max(len(rounds) / 2, samples_needed(a.confidence))
-    used = clean if len(clean) >= enough else rounds
-    return ratio_interval([r[0] for r in used], [r[1] for r in used], a.confidence)
+    tainted = [x or y for x, y in zip(a.tainted, b.tainted, strict=True)]
+    interrupted = [x or y for x, y in zip(a.interrupted, b.interrupted, strict=True)]
+    kept = _least_disturbed(tainted, interrupted, a.confidence)
+    return ratio_interval(
+        [a.samples_ms[i] for i in kept], [b.samples_ms[i] for i in kept], a.confidence
+    )
+
+
+def _least_disturbed(
+    tainted: Sequence[bool], interrupted: Sequence[bool], confidence: float
+) -> list[int]:
+    """Return which samples to trust: the clean ones, else those not interrupted, else all.
+
+    The first of these with enough samples for an interval. The marks come from processor time and
+    neighbours, never from the sample's own length, so choosing by them does not favour fast ones.
+    """
+    enough = max(samples_needed(confidence), TRUSTED_SAMPLES)
+    for marks in (tainted, interrupted):
+        kept = [index for index, bad in enumerate(marks) if not bad]
+        if len(kept) >= enough:
+            return kept
+    return list(range(len(tainted)))
 
 
 def time_together(
@@ -210,7 +228,8 @@ class _Recorder:
     protocol: Protocol
     samples_ms: list[float] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)  # own processor time over wall time
-    foreign: list[bool] = field(default_factory=list)  # others used the processor meanwhile
+    walls_us: list[float] = field(default_factory=list)
+    crowded: list[bool] = field(default_factory=list)  # others used the processor meanwhile
 
     def sample(self) -> None:
         wall, own = time.perf_counter_ns(), time.process_time_ns()
@@ -218,22 +237,29 @@ class _Recorder:
         own_ns, wall_ns = time.process_time_ns() - own, time.perf_counter_ns() - wall
         self.samples_ms.append(milliseconds)
         self.shares.append(own_ns / max(wall_ns, 1))
-        self.foreign.append(False)
+        self.walls_us.append(wall_ns / 1e3)
+        self.crowded.append(False)
 
     def series(self) -> Series:
-        # A run that computes all the time gets less than its usual share only when it is preempted.
-        # Runs that wait for a device have no usual share, and very short ones measure it badly.
-        usual = median(self.shares)
-        long_enough = median(self.samples_ms) * self.calls * 1e3 >= self.protocol.min_sample_us / 2
-        least = usual * (1 - self.protocol.lost_share) if usual > 0.9 and long_enough else 0.0
+        least = self._least_share()
         return Series(
             samples_ms=tuple(self.samples_ms),
-            tainted=tuple(
-                bad or share < least for bad, share in zip(self.foreign, self.shares, strict=True)
-            ),
+            interrupted=tuple(share < least for share in self.shares),
+            crowded=tuple(self.crowded),
             calls=self.calls,
             confidence=self.protocol.confidence,
         )
+
+    def _least_share(self) -> float:
+        """Return the share of processor time below which a sample was interrupted.
+
+        A run that computes all the time gets less than usual only when it is preempted. Runs that
+        wait for another device have no usual share, and very short ones measure it badly.
+        """
+        usual = float(np.quantile(self.shares, 0.9))
+        if usual < 0.9 or median(self.walls_us) < self.protocol.min_sample_us / 2:
+            return 0.0
+        return usual * (1 - self.protocol.lost_share)
 
 
 class _Watch:
@@ -254,7 +280,7 @@ class _Watch:
         if (used_s - self.used_s) / (now_s - self.since_s) > self.protocol.foreign_cores:
             for recorder in recorders:
                 for index in range(self.first_round, self.rounds):
-                    recorder.foreign[index] = True
+                    recorder.crowded[index] = True
         self.first_round, self.since_s, self.used_s = self.rounds, now_s, used_s
 
 

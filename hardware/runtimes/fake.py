@@ -74,7 +74,7 @@ class FakeEngine(Engine):
         cost_us = self.stairs.outside_us + sum(cost.time_us for cost in self.costs)
 
         def milliseconds(calls: int) -> float:
-            return cost_us * float(np.mean([self._disturbance() for _ in range(calls)])) / 1e3
+            return cost_us * sum(self._disturbance() for _ in range(calls)) / calls / 1e3
 
         return milliseconds
 

@@ -1,0 +1,290 @@
+import gc
+import itertools
+import math
+import time
+
+import pytest
+
+from hardware.errors import RunError
+from hardware.storing import load_record, save_record
+from hardware.timing import (
+    WINDOW_S,
+    Latency,
+    Protocol,
+    Series,
+    ratio,
+    time_together,
+    timer_of,
+    warm_up,
+)
+
+QUICK = Protocol(warmup_s=0.2, min_samples=20, max_samples=60, max_seconds=2.0)
+
+
+def quiet() -> float:
+    return 0.0
+
+
+def constant(milliseconds: float):
+    return lambda calls: milliseconds
+
+
+def series(samples, interrupted=(), crowded=()) -> Series:
+    marks = [tuple(i in bad for i in range(len(samples))) for bad in (interrupted, crowded)]
+    return Series(samples_ms=tuple(samples), interrupted=marks[0], crowded=marks[1])
+
+
+def test_steady_runs_stop_at_the_fewest_rounds_with_exact_medians():
+    a, b = time_together([constant(2.0), constant(3.0)], QUICK, foreign_s=quiet)
+
+    assert len(a.samples_ms) == len(b.samples_ms) == QUICK.min_samples
+    assert (a.latency.median_ms, b.latency.median_ms) == (2.0, 3.0)
+    assert ratio(b, a).estimate == 1.5
+
+
+def test_noisy_runs_go_on_until_the_cap():
+    noise = itertools.cycle([1.0, 5.0])
+
+    (found,) = time_together([lambda calls: next(noise)], QUICK, foreign_s=quiet)
+
+    assert len(found.samples_ms) == QUICK.max_samples
+
+
+def test_sampling_stops_when_the_interval_is_tight_enough():
+    # One sample in ten is slow: the median's interval closes on the fast value after a few rounds.
+    noise = itertools.cycle([1.0] * 9 + [9.0])
+    (found,) = time_together([lambda calls: next(noise)], QUICK, foreign_s=quiet)
+
+    assert len(found.samples_ms) < QUICK.max_samples
+    assert found.interval.relative_width <= QUICK.relative_width
+
+
+def test_sampling_stops_when_the_time_is_spent():
+    protocol = Protocol(warmup_s=0.0, max_samples=10_000, max_seconds=0.3, relative_width=0.0)
+    noise = itertools.cycle([1.0, 2.0])
+
+    def sleepy(calls: int) -> float:
+        time.sleep(0.002)
+        return next(noise)
+
+    (found,) = time_together([sleepy], protocol, foreign_s=quiet)
+
+    assert protocol.min_samples <= len(found.samples_ms) <= 0.3 / 0.002 + 1
+
+
+def test_every_round_times_every_run_once_in_varying_order():
+    order: list[str] = []
+
+    def recording(name: str, milliseconds: float):
+        def timer(calls: int) -> float:
+            order.append(name)
+            return milliseconds
+
+        return timer
+
+    time_together([recording(name, 1.0) for name in "abc"], QUICK, foreign_s=quiet)
+    sampled = order[-3 * QUICK.min_samples :]
+    rounds = [tuple(sampled[i : i + 3]) for i in range(0, len(sampled), 3)]
+
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len(set(rounds)) > 1
+
+
+def test_the_order_follows_the_seed():
+    def orders(seed: int) -> list[int]:
+        order: list[int] = []
+        timers = [lambda calls, i=i: order.append(i) or 1.0 for i in range(3)]
+        time_together(timers, QUICK, seed=seed, foreign_s=quiet)
+        return order
+
+    assert orders(5) == orders(5)
+    assert orders(5) != orders(6)
+
+
+def test_drift_that_hits_all_alike_leaves_the_ratio():
+    drift = itertools.count(1)
+
+    def drifting(base: float):
+        def timer(calls: int) -> float:
+            return base * (1 + 0.001 * next(drift))
+
+        return timer
+
+    a, b = time_together([drifting(1.0), drifting(2.0)], QUICK, foreign_s=quiet)
+
+    assert a.samples_ms[-1] > 1.03 * a.samples_ms[0]
+    # Within a round the drift is one step of 0.1 %, in either order.
+    assert ratio(b, a).estimate == pytest.approx(2.0, rel=1.1e-3)
+
+
+def test_very_short_runs_are_repeated_within_a_sample():
+    calls_seen = []
+
+    def short(calls: int) -> float:
+        calls_seen.append(calls)
+        return 0.004  # ms, twelve and a half of which make the 50 us a sample must last
+
+    (found,) = time_together([short], QUICK, foreign_s=quiet)
+
+    assert found.calls == 13
+    assert calls_seen[-1] == 13
+
+
+def test_warm_up_goes_on_while_the_run_gets_faster():
+    times = itertools.chain([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0], itertools.repeat(1.0))
+    seen = []
+
+    def warming(calls: int) -> float:
+        seen.append(next(times))
+        return seen[-1]
+
+    warm_up(warming, QUICK)
+
+    # The first two blocks of three whose medians agree are (2, 1, 1) and (1, 1, 1).
+    assert seen[6:] == [2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_the_garbage_collector_rests_while_timing_and_wakes_after():
+    states = []
+    time_together([lambda calls: states.append(gc.isenabled()) or 1.0], QUICK, foreign_s=quiet)
+
+    assert not any(states)
+    assert gc.isenabled()
+
+
+def test_the_garbage_collector_wakes_after_a_failure():
+    def failing(calls: int) -> float:
+        raise RunError("the engine broke")
+
+    with pytest.raises(RunError, match="the engine broke"):
+        time_together([failing], QUICK, foreign_s=quiet)
+
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_a_timer_must_return_a_time(bad):
+    with pytest.raises(RunError, match="must be positive and finite"):
+        time_together([constant(bad)], QUICK, foreign_s=quiet)
+
+
+def test_a_busy_neighbour_marks_the_samples_of_its_time_and_no_others():
+    used = {"s": 0.0}
+    rounds = itertools.count()
+    protocol = Protocol(warmup_s=0.0, min_samples=40, max_samples=40, max_seconds=60)
+
+    def run(calls: int) -> float:
+        time.sleep(WINDOW_S / 8)
+        if 10 <= next(rounds) < 20:
+            used["s"] += WINDOW_S / 8  # one processor, all the time
+        return 1.0
+
+    (found,) = time_together([run], protocol, foreign_s=lambda: used["s"])
+
+    assert all(found.crowded[11:19])  # round 0 warms up; windows end every eight rounds or so
+    assert not any(found.crowded[28:])
+    assert len(found.samples_ms) == 40
+
+
+def test_a_run_that_loses_the_processor_is_marked():
+    turns: list[bool] = []
+
+    def spinning(calls: int) -> float:
+        turns.append(len(turns) % 5 == 4)
+        start = time.process_time()
+        while time.process_time() - start < 0.003:  # even when others keep the processor busy
+            pass
+        if turns[-1]:
+            time.sleep(0.01)  # as if another process ran
+        return 1.0
+
+    (found,) = time_together([spinning], QUICK, foreign_s=quiet)
+    slept = turns[-len(found.samples_ms) :]
+
+    assert all(marked for marked, gone in zip(found.interrupted, slept, strict=True) if gone)
+
+
+def test_disturbed_samples_are_kept_but_not_trusted_while_others_suffice():
+    found = series([1.0] * 12 + [7.0] * 20, crowded=range(12, 32))
+
+    assert len(found.samples_ms) == 32
+    assert found.latency.median_ms == 1.0
+    assert (found.latency.samples, found.latency.tainted) == (12, 20)
+
+
+def test_crowded_samples_are_trusted_before_interrupted_ones():
+    found = series([2.0] * 12 + [7.0] * 20, interrupted=range(12, 32), crowded=range(32))
+
+    assert found.latency.median_ms == 2.0
+
+
+def test_all_samples_count_when_too_few_are_clean():
+    found = series([1.0] * 5 + [7.0] * 20, interrupted=range(5, 25), crowded=range(5, 25))
+
+    assert found.latency.median_ms == 7.0
+    assert (found.latency.samples, found.latency.tainted) == (25, 20)
+
+
+def test_a_round_disturbed_for_one_run_counts_for_neither():
+    a = series([2.0] * 20 + [50.0] * 12, interrupted=range(20, 32))
+    b = series([1.0] * 32)
+
+    assert ratio(a, b).estimate == 2.0
+
+
+def test_runs_not_timed_together_have_no_ratio():
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        ratio(series([1.0] * 20), series([1.0] * 19))
+
+
+def test_progress_is_told_and_ends_at_one():
+    told = []
+    time_together(
+        [constant(1.0)],
+        QUICK,
+        progress=lambda done, text: told.append((done, text)),
+        foreign_s=quiet,
+    )
+
+    assert all(0 <= done <= 1 for done, _ in told)
+    assert told[-1] == (1.0, f"{QUICK.min_samples} rounds")
+
+
+def test_a_plain_function_is_timed_per_call():
+    per_call = timer_of(lambda: time.sleep(0.002))(5)
+
+    assert per_call >= 2.0
+
+
+def test_nothing_to_time_gives_nothing():
+    assert time_together([], QUICK, foreign_s=quiet) == ()
+
+
+def test_too_few_samples_for_the_confidence_are_refused():
+    with pytest.raises(
+        ValueError, match=r"confidence of 0.99 needs at least 8 samples; got min_sam"
+    ):
+        Protocol(confidence=0.99, min_samples=7)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"median_ms": 0.0}, {"median_ms": math.nan}, {"mad_ms": -1.0}, {"samples": 0}]
+)
+def test_an_impossible_latency_is_refused(wrong):
+    right = {"median_ms": 2.0, "low_ms": 1.0, "high_ms": 3.0, "mad_ms": 0.1, "samples": 9}
+
+    with pytest.raises(ValueError, match="Latency needs median > 0"):
+        Latency(**(right | wrong))
+
+
+def test_a_median_outside_its_interval_is_refused():
+    with pytest.raises(ValueError, match="median must lie in its interval"):
+        Latency(median_ms=4.0, low_ms=1.0, high_ms=3.0, mad_ms=0.1, samples=9)
+
+
+def test_a_latency_survives_save_and_load(tmp_path):
+    latency = series([1.0, 2.0, 3.0]).latency  # too few samples: the interval is open above
+    save_record(latency, tmp_path / "latency.json")
+
+    assert load_record(Latency, tmp_path / "latency.json") == latency
+    assert latency.high_ms == math.inf
