@@ -27,7 +27,7 @@ _VARIABLES = dict(
     )
 )
 WIDE_PX, NARROW_PX = 960, 360
-_LETTER_PX = 6.4  # mean advance of a 12 px sans serif letter, on the safe side
+_LETTER_PX = 7.0  # mean advance of a 12 px sans serif letter, on the safe side
 _ROW_PX = 19
 
 
