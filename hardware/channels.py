@@ -63,17 +63,17 @@ class Branch(Record):
 class Resize(Record):
     """A constant that says a width: recomputed from what is kept when the graph is carved.
 
-    The new value is `fixed` + the number of kept units among `units` (entries -1 are always kept
-    and count one each).  The place is element `index` of initializer `tensor`, or of attribute
-    `attribute` of node `node`.
+    The place is element `index` of what input `input` of node `node` holds, or the attribute
+    `attribute` of that node. The new value is `fixed` + for every group the number of entries of
+    `parts[group]`, one unit per counted position, whose unit is kept.
     """
 
-    tensor: str | None = None
-    node: str | None = None
+    node: str
+    input: int | None = None
     attribute: str | None = None
     index: int = 0
-    group: str = ""
-    units: tuple[int, ...] = ()
+    fixed: int = 0
+    parts: Mapping[str, tuple[int, ...]]
 
 
 class FrozenAxis(Record):
@@ -112,4 +112,4 @@ class ChannelMap(Record):
 
 
 Keep = Mapping[str, tuple[int, ...]]
-"""Per group the units that stay, ascending. A group that is not named stays whole; () empties it."""
+"""Per group the units that stay, ascending. A group not named stays whole; () empties it."""

@@ -1,0 +1,157 @@
+"""Fold batch norms and drop what an exporter leaves behind; names stay where a layer stays."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from hardware.graphs import (
+    attributes,
+    drop_dead,
+    element_types,
+    initializers,
+    rewire,
+    shapes,
+    to_array,
+    uses,
+)
+from hardware.settling import settle
+
+Array = npt.NDArray[Any]
+
+
+def fold_norms(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the graph as a runtime should see it: what devices carve, and what is delivered.
+
+    A batch norm behind a convolution, a transposed convolution or a matrix product goes into it.
+    The layer keeps its name and its weight's name; its output takes the batch norm's name, and its
+    bias is called like the batch norm's. A batch norm that is read by others, or whose layer is,
+    stays. Identity, Dropout and Casts to the same type are dropped.
+    """
+    folded = settle(graph)
+    _drop_idle(folded)
+    _fold(folded)
+    drop_dead(folded)
+    return folded
+
+
+def _drop_idle(model: onnx.ModelProto) -> None:
+    """Drop the operators that hand their input through, in place."""
+    types, known = element_types(model), shapes(model)
+    outputs = {output.name for output in model.graph.output}
+    renamed: dict[str, str] = {}
+    kept: list[NodeProto] = []
+    for node in model.graph.node:
+        idle = _is_idle(node, types, known) and node.output[0] not in outputs
+        if idle:
+            renamed[node.output[0]] = node.input[0]
+        else:
+            kept.append(node)
+    if not renamed:
+        return
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in kept]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    rewire(model, renamed)
+
+
+def _is_idle(node: NodeProto, types: dict[str, int], known: dict[str, tuple[int, ...]]) -> bool:
+    """Return whether a node's first output is its first input."""
+    if node.domain not in ("", "ai.onnx") or any(node.output[1:]):
+        return False
+    if node.op_type == "Identity":
+        return True
+    if node.op_type == "Dropout":
+        return len(node.input) < 3 or not node.input[2]
+    if node.op_type == "Cast":
+        return bool(types.get(node.input[0]) == attributes(node)["to"])
+    if node.op_type == "CastLike":
+        first = types.get(node.input[0])
+        return first is not None and first == types.get(node.input[1])
+    if node.op_type == "Expand":
+        before, after = known.get(node.input[0]), known.get(node.output[0])
+        return before is not None and before == after
+    return False
+
+
+def _fold(model: onnx.ModelProto) -> None:
+    """Fold every batch norm that can be folded, in place."""
+    weights = initializers(model)
+    read = uses(model.graph.node)
+    read.update(output.name for output in model.graph.output)
+    producer = {name: node for node in model.graph.node for name in node.output}
+    dead: set[str] = set()
+    for norm in model.graph.node:
+        layer = producer.get(norm.input[0]) if norm.op_type == "BatchNormalization" else None
+        if layer is None or not _can_fold(layer, norm, weights, read):
+            continue
+        _fold_one(layer, norm, weights, model)
+        layer.output[0] = norm.output[0]
+        producer[norm.output[0]] = layer
+        dead.add(norm.name)
+    for index in range(len(model.graph.node) - 1, -1, -1):
+        if model.graph.node[index].name in dead:
+            del model.graph.node[index]
+
+
+def _can_fold(
+    layer: NodeProto, norm: NodeProto, weights: dict[str, TensorProto], read: Counter[str]
+) -> bool:
+    """Return whether a batch norm is its layer's only reader and all constants are at hand."""
+    if attributes(norm).get("training_mode", 0) or any(norm.output[1:]):
+        return False
+    if layer.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return False
+    if read[layer.output[0]] != 1 or any(name not in weights for name in norm.input[1:]):
+        return False
+    weight = layer.input[1]
+    if weight not in weights or read[weight] != 1 or read[norm.input[2]] != 1:
+        return False
+    if weights[weight].data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE):
+        return False
+    if len(layer.input) > 2 and layer.input[2] and layer.input[2] not in weights:
+        return False
+    if layer.op_type in ("Gemm", "MatMul"):
+        options = attributes(layer)
+        plain = options.get("alpha", 1.0) == 1.0 and options.get("beta", 1.0) == 1.0
+        flat = len(weights[weight].dims) == 2
+        biased = len(layer.input) < 3 or len(weights[layer.input[2]].dims) == 1
+        return plain and flat and biased and layer.op_type == "Gemm"
+    return True
+
+
+def _fold_one(
+    layer: NodeProto, norm: NodeProto, weights: dict[str, TensorProto], model: onnx.ModelProto
+) -> None:
+    """Move one batch norm into its layer's weight and bias, in float64, in place."""
+    scale, shift, mean, variance = (
+        to_array(weights[name]).astype(np.float64) for name in norm.input[1:5]
+    )
+    factor = scale / np.sqrt(variance + attributes(norm).get("epsilon", 1e-5))
+    weight = to_array(weights[layer.input[1]])
+    bias: Array = np.zeros_like(mean)
+    if len(layer.input) > 2 and layer.input[2]:
+        bias = to_array(weights[layer.input[2]]).astype(np.float64)
+    new_weight = (weight * _spread(layer, factor, weight.shape)).astype(weight.dtype)
+    new_bias = ((bias - mean) * factor + shift).astype(weight.dtype)
+    name = norm.input[2]
+    weights[layer.input[1]].CopyFrom(numpy_helper.from_array(new_weight, layer.input[1]))
+    weights[name].CopyFrom(numpy_helper.from_array(new_bias, name))
+    del layer.input[2:]
+    layer.input.append(name)
+
+
+def _spread(layer: NodeProto, factor: Array, shape: tuple[int, ...]) -> Array:
+    """Return a factor per output channel in the shape of the layer's weight."""
+    rank = len(shape)
+    if layer.op_type == "Gemm":
+        return factor[:, None] if attributes(layer).get("transB", 0) else factor[None]
+    if layer.op_type == "Conv":
+        return factor.reshape(-1, *(1,) * (rank - 1))
+    # Transposed: (in, out / groups, ...), and output channels are numbered group by group.
+    groups = attributes(layer).get("group", 1)
+    rows = np.repeat(factor.reshape(groups, -1), shape[0] // groups, axis=0)
+    return rows.reshape(*rows.shape, *(1,) * (rank - 2))

@@ -1,0 +1,215 @@
+"""Small helpers on ONNX models: look-ups, static shapes, dead nodes."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from hardware.errors import ModelError
+
+Shape = tuple[int, ...]
+SMALL = 1024  # elements; larger initializers never say a shape
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:  # Any: an attribute has one of ten types
+    """Return a node's attributes by name, texts as `str`."""
+    values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return {key: v.decode() if isinstance(v, bytes) else v for key, v in values.items()}
+
+
+def set_attribute(node: NodeProto, name: str, value: object) -> None:
+    """Give a node's attribute a new value."""
+    for attribute in list(node.attribute):
+        if attribute.name == name:
+            node.attribute.remove(attribute)
+    node.attribute.append(helper.make_attribute(name, value))
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, TensorProto]:
+    """Return the initializers by name."""
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def uses(nodes: Iterable[NodeProto]) -> Counter[str]:
+    """Return how many node inputs read each value; what a subgraph reads counts too."""
+    count: Counter[str] = Counter()
+    for node in nodes:
+        count.update(name for name in node.input if name)
+        for attribute in node.attribute:
+            for graph in [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]:
+                count.update(uses(graph.node))
+                count.update(output.name for output in graph.output)
+    return count
+
+
+def static_shape(info: ValueInfoProto) -> Shape | None:
+    """Return a value's shape, or None where a dimension is unknown or symbolic."""
+    tensor = info.type.tensor_type
+    if not info.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        return None
+    if any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
+        return None
+    return tuple(int(dim.dim_value) for dim in tensor.shape.dim)
+
+
+def shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Return every statically known shape by value name, initializers included."""
+    graph = model.graph
+    known = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for info in [*graph.input, *graph.value_info, *graph.output]:
+        if (shape := static_shape(info)) is not None:
+            known.setdefault(info.name, shape)
+    return known
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Return every known element type by value name."""
+    graph = model.graph
+    known = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for info in [*graph.input, *graph.value_info, *graph.output]:
+        if info.type.HasField("tensor_type"):
+            known.setdefault(info.name, info.type.tensor_type.elem_type)
+    return known
+
+
+def opset(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operators that the model uses."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    return max(versions, default=1)
+
+
+def to_array(tensor: TensorProto) -> npt.NDArray[Any]:
+    """Return an initializer's values."""
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def constant_values(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+    """Return the small constants by name: what can say a shape, an axis or a bound."""
+    return {
+        tensor.name: to_array(tensor)
+        for tensor in model.graph.initializer
+        if math.prod(tensor.dims) <= SMALL and tensor.data_type != TensorProto.STRING
+    }
+
+
+def replace_initializer(model: onnx.ModelProto, name: str, values: npt.NDArray[Any]) -> None:
+    """Give an initializer new values, or add it."""
+    new = numpy_helper.from_array(np.ascontiguousarray(values), name)
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(new)
+            return
+    model.graph.initializer.append(new)
+
+
+def drop_dead(model: onnx.ModelProto) -> None:
+    """Remove the nodes, initializers and shapes that no output depends on, in place."""
+    graph = model.graph
+    needed = {output.name for output in graph.output}
+    live: list[NodeProto] = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(uses([node]))
+            live.append(node)
+    live.reverse()
+    if len(live) != len(graph.node):
+        kept = [NodeProto.FromString(node.SerializeToString()) for node in live]
+        del graph.node[:]
+        graph.node.extend(kept)
+    for field in (graph.initializer, graph.value_info):
+        for index in range(len(field) - 1, -1, -1):
+            if field[index].name not in needed:
+                del field[index]
+
+
+def infer_shapes(model: onnx.ModelProto) -> None:
+    """Compute the shapes of all values anew, in place; weights are not read.
+
+    Raises:
+        ModelError: the shapes of the model contradict one another.
+    """
+    graph = model.graph
+    skeleton = onnx.ModelProto()
+    skeleton.ir_version = model.ir_version
+    skeleton.opset_import.extend(model.opset_import)
+    skeleton.functions.extend(model.functions)
+    skeleton.graph.name = graph.name or "graph"
+    skeleton.graph.node.extend(graph.node)
+    skeleton.graph.input.extend(graph.input)
+    skeleton.graph.output.extend(graph.output)
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= SMALL:
+            skeleton.graph.initializer.append(tensor)
+        else:
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            skeleton.graph.input.append(info)
+    try:
+        # First without propagating data: that loses the shapes behind some Slice nodes.
+        inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False)
+        inferred = onnx.shape_inference.infer_shapes(inferred, strict_mode=False, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError) as error:
+        raise ModelError(f"The shapes of the model contradict one another: {error}") from error
+    del graph.value_info[:]
+    graph.value_info.extend(inferred.graph.value_info)
+
+
+def complete_shapes(model: onnx.ModelProto) -> None:
+    """Infer shapes where some are missing, in place; what is known stays.
+
+    Raises:
+        ModelError: the shapes of the model contradict one another.
+    """
+    known = shapes(model)
+    if all(name in known for node in model.graph.node for name in node.output if name):
+        return
+    before = [info for info in model.graph.value_info if static_shape(info) is not None]
+    infer_shapes(model)
+    names = {info.name for info in before}
+    after = [info for info in model.graph.value_info if info.name not in names]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend([*before, *after])
+
+
+def name_nodes(model: onnx.ModelProto) -> None:
+    """Give every node a name of its own, in place; names that are unique already stay."""
+    taken: set[str] = set()
+    for node in model.graph.node:
+        name = base = node.name or f"{node.op_type}_{node.output[0] if node.output else 'none'}"
+        count = 1
+        while name in taken:
+            name, count = f"{base}_{count}", count + 1
+        node.name = name
+        taken.add(name)
+
+
+def rewire(model: onnx.ModelProto, renamed: Mapping[str, str]) -> None:
+    """Let every reader of a value read another one instead, in place.
+
+    A network output keeps its name: it becomes an Identity of what replaces it.
+    """
+
+    def final(name: str) -> str:
+        while name in renamed:
+            name = renamed[name]
+        return name
+
+    graph = model.graph
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            if name in renamed:
+                node.input[index] = final(name)
+    for output in graph.output:
+        if output.name in renamed:
+            source = final(output.name)
+            for node in graph.node:
+                for index, name in enumerate(node.output):
+                    if name == output.name:
+                        node.output[index] = f"{name}_replaced"
+            graph.node.append(
+                helper.make_node("Identity", [source], [output.name], f"Identity_{output.name}")
+            )

@@ -1,0 +1,108 @@
+"""Residual branches that can be emptied as a whole."""
+
+from collections import defaultdict
+
+import onnx
+from onnx import NodeProto
+
+from hardware.channels import Branch, Group
+from hardware.graphs import initializers, uses
+
+
+def find_branches(
+    graph: onnx.ModelProto, groups: tuple[Group, ...], known: dict[str, tuple[int, ...]]
+) -> tuple[Branch, ...]:
+    """Return the branches that end in an addition and nowhere else.
+
+    Once a branch's groups are empty it adds nothing: its nodes are not executed and the addition
+    hands its other side through. Of the two sides of an addition at most one is offered, so
+    something always stays; of branches within one another the innermost.
+    """
+    weights = initializers(graph)
+    producer = {name: node for node in graph.graph.node for name in node.output}
+    readers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in graph.graph.node:
+        for name in uses([node]):
+            readers[name].append(node)
+    outputs = {output.name for output in graph.graph.output}
+    order = {node.name: place for place, node in enumerate(graph.graph.node)}
+    found: list[tuple[Branch, set[str]]] = []
+    for join in graph.graph.node:
+        if join.op_type != "Add" or len(set(join.input)) != 2:
+            continue
+        if known.get(join.input[0], 0) != known.get(join.input[1], 1):
+            continue
+        sides = []
+        for name in join.input:
+            dead = _only_for(name, join, producer, readers, outputs)
+            owned = _owned(dead, weights, readers)
+            branch = _branch(join, dead, groups, owned, order)
+            if branch is not None:
+                sides.append((branch, {node.name for node in dead}))
+        if sides:
+            found.append(max(sides, key=lambda side: len(side[1])))
+    return tuple(
+        branch for branch, dead in found if not any(other.join in dead for other, _ in found)
+    )
+
+
+def _only_for(
+    name: str,
+    join: NodeProto,
+    producer: dict[str, NodeProto],
+    readers: dict[str, list[NodeProto]],
+    outputs: set[str],
+) -> list[NodeProto]:
+    """Return the nodes that are executed for one side of an addition only."""
+    dead: dict[str, NodeProto] = {}
+    waiting = [name]
+    while waiting:
+        value = waiting.pop()
+        node = producer.get(value)
+        if node is None or node.name in dead or outputs.intersection(node.output):
+            continue
+        if all(
+            (reader is join and output == name) or reader.name in dead
+            for output in node.output
+            for reader in readers.get(output, [])
+        ):
+            dead[node.name] = node
+            waiting += [source for source in node.input if source]
+    return list(dead.values())
+
+
+def _owned(
+    dead: list[NodeProto],
+    weights: dict[str, onnx.TensorProto],
+    readers: dict[str, list[NodeProto]],
+) -> tuple[str, ...]:
+    """Return the parameters that these nodes read and no others."""
+    mine = {node.name for node in dead}
+    read = dict.fromkeys(n for node in reversed(dead) for n in node.input if n in weights)
+    return tuple(name for name in read if all(reader.name in mine for reader in readers[name]))
+
+
+def _branch(
+    join: NodeProto,
+    dead: list[NodeProto],
+    groups: tuple[Group, ...],
+    owned: tuple[str, ...],
+    order: dict[str, int],
+) -> Branch | None:
+    """Return the branch of those nodes, None where no group lies within it."""
+    ordered = sorted(dead, key=lambda node: order[node.name])
+    mine = set(owned)
+    inside = [g for g in groups if all(s.parameter in mine for s in g.slices)]
+    if not inside:
+        return None
+    last = next(
+        (n for n in reversed(ordered) if n.op_type in ("Conv", "Gemm", "MatMul")), ordered[-1]
+    )
+    weight = next((name for name in last.input if name in mine), last.name)
+    return Branch(
+        name=weight.removesuffix(".weight"),
+        groups=tuple(group.name for group in inside),
+        layers=tuple(node.name for node in ordered),
+        join=join.name,
+        parameters=owned,
+    )

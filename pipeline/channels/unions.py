@@ -1,0 +1,113 @@
+"""Integer ids of channels, and which of them are one."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+Ids = npt.NDArray[np.int64]
+
+FROZEN = 0  # the id of a position that may never be removed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """The ids of one axis of one parameter: `start`, `start + 1`, ..., one per position."""
+
+    parameter: str
+    axis: int
+    start: int
+    extent: int
+
+
+@dataclass(slots=True)
+class Unions:
+    """A growing set of ids, the pairs that were united, and what is known of them."""
+
+    count: int = 1
+    blocks: list[Block] = field(default_factory=list)
+    roles: dict[int, str] = field(default_factory=dict)  # by index of the block
+    reasons: dict[str, int] = field(default_factory=dict)  # why frozen -> the id that stands for it
+    mixed: list[tuple[Ids, str]] = field(default_factory=list)
+    _pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
+
+    def fresh(self, extent: int) -> Ids:
+        """Return `extent` ids that nobody has."""
+        ids = np.arange(self.count, self.count + extent, dtype=np.int64)
+        self.count += extent
+        return ids
+
+    def block(self, parameter: str, axis: int, extent: int) -> Ids:
+        """Return fresh ids for one axis of a parameter."""
+        block = Block(parameter=parameter, axis=axis, start=self.count, extent=extent)
+        self.blocks.append(block)
+        return self.fresh(extent)
+
+    def unite(self, one: Ids, other: Ids) -> None:
+        """Say that ids at the same place of two arrays, broadcast, are one."""
+        if one is other:
+            return
+        a, b = np.broadcast_arrays(one, other)
+        differ = a != b
+        if differ.any():
+            self._pairs.append((a[differ], b[differ]))
+
+    def freeze(self, ids: Ids, reason: str) -> None:
+        """Say that these ids may not be removed, and why."""
+        if reason not in self.reasons:
+            self.reasons[reason] = int(self.fresh(1)[0])
+        self.unite(np.unique(ids), np.array(self.reasons[reason]))
+
+    def mix(self, ids: Ids, operator: str) -> None:
+        """Say that an operator mixes these channels, so that removing differs from masking."""
+        self.mixed.append((np.unique(ids), operator))
+
+    def mark(self, ids: Ids, role: str) -> None:
+        """Say what the parameter axes that these ids stand for are to the layer that reads them."""
+        starts = np.array([block.start for block in self.blocks], dtype=np.int64)
+        for place in np.unique(np.searchsorted(starts, np.unique(ids), side="right") - 1):
+            if place >= 0:
+                self.roles.setdefault(int(place), role)
+
+    def roots(self) -> Ids:
+        """Return for every id the smallest id that it is one with; frozen ids have root 0."""
+        pairs = list(self._pairs)
+        if self.reasons:
+            frozen = np.array(sorted(self.reasons.values()), dtype=np.int64)
+            pairs.append((frozen, np.zeros_like(frozen)))
+        return components(pairs, self.count)
+
+    def frozen_reasons(self) -> dict[int, str]:
+        """Return a reason for every frozen id that was frozen by name or united with such a one."""
+        label = components(self._pairs, self.count)
+        by_label: dict[int, str] = {}
+        for reason, number in self.reasons.items():
+            by_label.setdefault(int(label[number]), reason)
+        frozen = np.flatnonzero(np.isin(label, list(by_label)))
+        return {int(i): by_label[int(label[i])] for i in frozen}
+
+    def mixers(self, roots: Ids) -> dict[int, str]:
+        """Return by root the operators that mix it."""
+        found: dict[int, list[str]] = defaultdict(list)
+        for ids, operator in self.mixed:
+            for root in np.unique(roots[ids]):
+                if operator not in found[int(root)]:
+                    found[int(root)].append(operator)
+        return {root: ", ".join(operators) for root, operators in found.items()}
+
+
+def components(pairs: list[tuple[Ids, Ids]], count: int) -> Ids:
+    """Return for each of `count` ids the smallest id of its connected component."""
+    if not pairs:
+        return np.arange(count, dtype=np.int64)
+    rows = np.concatenate([a.reshape(-1) for a, _ in pairs])
+    columns = np.concatenate([b.reshape(-1) for _, b in pairs])
+    ones = np.ones(rows.size, dtype=np.int8)
+    graph = coo_matrix((ones, (rows, columns)), shape=(count, count))
+    number, label = connected_components(graph, directed=False)
+    smallest = np.full(number, count, dtype=np.int64)
+    np.minimum.at(smallest, label, np.arange(count, dtype=np.int64))
+    return smallest[label]
