@@ -1,0 +1,92 @@
+"""Channel maps written by hand, so that tests of surgery do not rest on the channel analysis."""
+
+import random
+
+import torch
+from torch import nn
+
+from benchmarks.networks import ResNet
+from hardware.channels import Branch, ChannelMap, Group, ParameterSlice
+from pipeline.records import Network
+
+NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+def network_of(
+    module: nn.Module, *input_shape: int, spec: str = "tests:net", **arguments
+) -> Network:
+    return Network(module=module.eval(), spec=spec, arguments=arguments, input_shape=input_shape)
+
+
+def cut(parameter: str, role: str, units, axis: int = 0) -> ParameterSlice:
+    """Return a slice; `units` may be a width for units in order."""
+    units = range(units) if isinstance(units, int) else units
+    return ParameterSlice(parameter=parameter, axis=axis, role=role, units=tuple(units))
+
+
+def group(width: int, filters=(), norms=(), inputs=(), others=(), **fields) -> Group:
+    """Return a group whose layers all hold its units in order, once each."""
+    slices = [cut(f"{name}.weight", "filter", width) for name in filters]
+    slices += [cut(f"{name}.{part}", "norm", width) for name in norms for part in NORM]
+    slices += [cut(f"{name}.weight", "input", width, axis=1) for name in inputs]
+    fields.setdefault("name", f"{filters[0]}.weight")
+    return Group(width=width, slices=(*slices, *others), **fields)
+
+
+def resnet_map(net: ResNet, *, streams: bool = True) -> ChannelMap:
+    """Return groups and branches of a residual network with projected shortcuts."""
+    groups, branches = [], []
+    stages = [("layer1", net.layer1), ("layer2", net.layer2), ("layer3", net.layer3)]
+    for number, (stage, blocks) in enumerate(stages):
+        paths = [f"{stage}.{index}" for index in range(len(blocks))]
+        for path, block in zip(paths, blocks, strict=True):
+            inner = group(
+                block.conv1.out_channels, [f"{path}.conv1"], [f"{path}.bn1"], [f"{path}.conv2"]
+            )
+            groups.append(inner)
+            branches.append(
+                Branch(
+                    name=path,
+                    groups=(inner.name,),
+                    layers=(),
+                    join=f"{path}.add",
+                    parameters=(
+                        *(f"{path}.conv{i}.weight" for i in (1, 2)),
+                        *(f"{path}.bn{i}.{part}" for i in (1, 2) for part in NORM),
+                    ),
+                )
+            )
+        if streams:
+            following = [f"layer{number + 2}.0.conv1", f"layer{number + 2}.0.shortcut.0"]
+            first = (
+                ("conv1", "bn1") if number == 0 else (f"{paths[0]}.shortcut.{i}" for i in (0, 1))
+            )
+            conv, norm = first
+            groups.append(
+                group(
+                    blocks[0].conv2.out_channels,
+                    [conv, *(f"{path}.conv2" for path in paths)],
+                    [norm, *(f"{path}.bn2" for path in paths)],
+                    [f"{path}.conv1" for path in (paths if number == 0 else paths[1:])]
+                    + (following if number < 2 else ["linear"]),
+                )
+            )
+    return ChannelMap(groups=tuple(groups), branches=tuple(branches))
+
+
+def random_keep(channels: ChannelMap, seed: int, emptied: int = 0) -> dict[str, tuple[int, ...]]:
+    """Return between a quarter and all units of every prunable group, and some emptied branches."""
+    source = random.Random(seed)
+    keep = {}
+    for part in channels.prunable:
+        width = source.randint(max(1, part.width // 4), part.width)
+        keep[part.name] = tuple(sorted(source.sample(range(part.width), width)))
+    for branch in source.sample(channels.branches, min(emptied, len(channels.branches))):
+        keep |= dict.fromkeys(branch.groups, ())
+    return keep
+
+
+def largest_difference(first: nn.Module, second: nn.Module, batch: torch.Tensor) -> float:
+    with torch.no_grad():
+        one, other = first(batch), second(batch)
+    return float((one - other).abs().max() / other.abs().max())
