@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hardware.channels import ChannelMap, Group, ParameterSlice
 from pipeline.errors import PipelineError
+from pipeline.evaluating import evaluating
 from pipeline.records import GroupView, Network
 
 FILTER_ROLES = ("filter", "depthwise")
@@ -131,7 +132,7 @@ def _gradients(
     tensors = _tensors_of(module)
     learned = [name for name in names if isinstance(tensors[name], nn.Parameter)]
     found: dict[str, list[Tensor]] = {name: [] for name in names}
-    with _evaluating(module), torch.enable_grad():
+    with evaluating(module), _gradients_allowed(module):
         wanted = [tensors[name].requires_grad_(True) for name in learned]
         for images, labels in batches:
             loss = nn.functional.cross_entropy(module(images), labels)
@@ -149,15 +150,12 @@ def _gradients(
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Hold the module in eval mode; modes and `requires_grad` are put back in the end."""
-    modes = [(part, part.training) for part in module.modules()]
+def _gradients_allowed(module: nn.Module) -> Iterator[None]:
+    """Let the body switch gradients on; every `requires_grad` is put back in the end."""
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    module.eval()
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
-        for part, mode in modes:
-            part.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)

@@ -157,11 +157,10 @@ def test_a_branch_is_emptied_as_a_whole() -> None:
 
 def test_width_0_is_out_of_reach_without_a_branch() -> None:
     candidates, values = {"a": (0, 4)}, {"a": {0: 0.0, 4: 1.0}}
+    costs = [cost(("a",), [0, 9])]
 
     with pytest.raises(PlanError, match="No widths meet"):
-        allocate(
-            channels_of(candidates), candidates, {"a": {0: 0, 4: 1}}, [cost(("a",), [0, 9])], 5
-        )
+        allocate(channels_of(candidates), candidates, values, costs, 5)
 
 
 def test_an_inner_branch_may_be_emptied_without_the_outer_one() -> None:
@@ -231,8 +230,7 @@ def hard_problem() -> tuple[ChannelMap, dict, dict, list[LayerCost]]:
         steps = draws.integers(900, 1100, size=12).cumsum()
         costs.append(cost((name,), steps))
         values[name] = dict(zip(widths, (steps + draws.integers(0, 9, 12)).tolist(), strict=True))
-    for pair in pairwise(candidates):
-        costs.append(cost(pair, draws.integers(0, 1000, (12, 12))))
+    costs += [cost(pair, draws.integers(0, 1000, (12, 12))) for pair in pairwise(candidates)]
     return channels_of(candidates), candidates, values, costs
 
 
