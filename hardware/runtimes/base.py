@@ -43,6 +43,7 @@ class Engine(ABC):
     """A model built by a runtime for one device and one precision."""
 
     inputs: Mapping[str, tuple[int, ...]]  # name -> shape, batch included
+    dtypes: Mapping[str, "np.dtype[Any]"]  # name -> dtype (Any: whichever the model declares)
     precision: str  # what really runs, as the runtime reports it
 
     @abstractmethod
@@ -82,7 +83,7 @@ class Engine(ABC):
         """Refuse feeds that do not fit the engine's inputs.
 
         Raises:
-            RunError: an input is missing, unknown, or of another shape.
+            RunError: an input is missing, unknown, or of another shape or dtype.
         """
         if set(feeds) != set(self.inputs):
             raise RunError(
@@ -95,12 +96,23 @@ class Engine(ABC):
                     f"Input {name!r} takes the shape {shape}; got {tuple(feeds[name].shape)}. "
                     "Engines are built for one batch size and image size."
                 )
+            if feeds[name].dtype != self.dtypes[name]:
+                raise RunError(
+                    f"Input {name!r} takes {self.dtypes[name]}; got {feeds[name].dtype}."
+                )
 
     def random_feeds(self, seed: int = 0) -> dict[str, Array]:
-        """Return standard-normal inputs of the right shapes: never zeros, which can run faster."""
+        """Return inputs of the right shapes: never all zeros, which can run faster.
+
+        Standard-normal, or uniform in 0 to 127 where the model takes integers.
+        """
         generator = np.random.default_rng(seed)
         return {
-            name: generator.standard_normal(shape, dtype=np.float32)
+            name: (
+                generator.standard_normal(shape)
+                if np.issubdtype(self.dtypes[name], np.floating)
+                else generator.integers(0, 128, shape)
+            ).astype(self.dtypes[name])
             for name, shape in self.inputs.items()
         }
 
@@ -151,6 +163,16 @@ def timer_of(run: Callable[[], object]) -> Timer:
         return (time.perf_counter_ns() - start) / calls / 1e6
 
     return milliseconds
+
+
+def input_dtypes(model: onnx.ModelProto) -> dict[str, "np.dtype[Any]"]:
+    """Return the dtype of every input that is fed, by name."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {
+        value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        for value in model.graph.input
+        if value.name not in constants
+    }
 
 
 def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,7 @@ from hardware.runtimes.base import (
     NodeTime,
     Runtime,
     Timer,
+    input_dtypes,
     input_shapes,
 )
 from hardware.storing import write_whole
@@ -54,6 +55,7 @@ class FakeEngine(Engine):
     ) -> None:
         self.model = model
         self.inputs = input_shapes(model)
+        self.dtypes = input_dtypes(model)
         self.precision = "fp32"
         self.stairs, self.threads, self.profile = stairs, threads, profile
         self.costs = _costs(model, stairs, threads)
@@ -130,7 +132,7 @@ class FakeRuntime(Runtime):
     ) -> FakeEngine:
         """Return the engine; raises BuildError as a real runtime would."""
         if settings.precision != "fp32":
-            raise BuildError(f"The fake runtime runs fp32 only, not {settings.precision}.")
+            raise BuildError(f"The fake runtime runs models in fp32, not in {settings.precision}.")
         try:
             onnx.checker.check_model(model)
             inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)

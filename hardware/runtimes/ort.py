@@ -24,6 +24,7 @@ from hardware.runtimes.base import (
     Runtime,
     Timer,
     Vendor,
+    input_dtypes,
     input_shapes,
     timer_of,
 )
@@ -41,6 +42,7 @@ class OrtEngine(Engine):
         self.model, self.settings, self.profile = model, settings, profile
         self.serialized = model.SerializeToString()
         self.inputs = input_shapes(model)
+        self.dtypes = input_dtypes(model)
         self.precision = settings.precision
         self.session: Vendor = None
         self._traces: Path | None = None  # where the open profile is written

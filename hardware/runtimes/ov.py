@@ -20,6 +20,7 @@ from hardware.runtimes.base import (
     Runtime,
     Timer,
     Vendor,
+    input_dtypes,
     input_shapes,
     timer_of,
 )
@@ -49,9 +50,11 @@ class OvEngine(Engine):
         ports = self._compiled
         if graph is not None:
             self.inputs = input_shapes(graph)
+            self.dtypes = input_dtypes(graph)
             self.outputs = [output.name for output in graph.graph.output]
         else:
             self.inputs = {port.get_any_name(): _shape(port) for port in ports.inputs}
+            self.dtypes = {p.get_any_name(): p.element_type.to_dtype() for p in ports.inputs}
             self.outputs = [port.get_any_name() for port in ports.outputs]
         self.precision = _precision(self._executed())
 
@@ -165,10 +168,7 @@ class OvEngine(Engine):
         """Return the nodes that took time, with the ONNX nodes that each one stands for."""
         executed = dict(self._executed())
         names = [info.node_name for info in self._request.get_profiling_info()]
-        told = [
-            tuple(filter(None, executed.get(name, {}).get("originalLayersNames", "").split(",")))
-            for name in names
-        ]
+        told = [_names_behind(executed.get(name, {})) for name in names]
         owners = attribute(self.graph, told) if self.graph is not None else told
         return tuple(
             NodeTime(
@@ -272,6 +272,16 @@ def _shape(port: Vendor) -> tuple[int, ...]:
             "Convert the model with fixed sizes, batch included."
         )
     return tuple(port.shape)
+
+
+def _names_behind(properties: dict[str, str]) -> tuple[str, ...]:
+    """Return the names of what an executed node was made of.
+
+    A convolution with a bias is read as two nodes, `NAME/WithoutBiases` and `NAME`; the second may
+    be lost when they are joined again.
+    """
+    names = [name for name in properties.get("originalLayersNames", "").split(",") if name]
+    return tuple(dict.fromkeys(name.removesuffix("/WithoutBiases") for name in names))
 
 
 def _precision(executed: list[tuple[str, dict[str, str]]]) -> str:
