@@ -29,7 +29,8 @@ def fold_norms(graph: onnx.ModelProto) -> onnx.ModelProto:
     A batch norm behind a convolution, a transposed convolution or a matrix product goes into it.
     The layer keeps its name and its weight's name; its output takes the batch norm's name, and its
     bias is called like the batch norm's. A batch norm that is read by others, or whose layer is,
-    stays. Identity, Dropout and Casts to the same type are dropped.
+    stays. Identity, Dropout, Casts to the same type and additions of constant zeros (what is left
+    of an emptied branch) are dropped.
     """
     folded = settle(graph)
     _drop_idle(folded)
@@ -39,15 +40,17 @@ def fold_norms(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _drop_idle(model: onnx.ModelProto) -> None:
-    """Drop the operators that hand their input through, in place."""
-    types, known = element_types(model), shapes(model)
+    """Drop the operators that hand one input through, in place."""
+    types, known, zeros = element_types(model), shapes(model), _constant_zeros(model)
     outputs = {output.name for output in model.graph.output}
     renamed: dict[str, str] = {}
     kept: list[NodeProto] = []
     for node in model.graph.node:
-        idle = _is_idle(node, types, known) and node.output[0] not in outputs
-        if idle:
-            renamed[node.output[0]] = node.input[0]
+        source = str(node.input[0]) if _is_idle(node, types, known) else None
+        if node.op_type == "Add":
+            source = _beside_zeros(node, zeros, known)
+        if source is not None and node.output[0] not in outputs:
+            renamed[node.output[0]] = source
         else:
             kept.append(node)
     if not renamed:
@@ -56,6 +59,33 @@ def _drop_idle(model: onnx.ModelProto) -> None:
     del model.graph.node[:]
     model.graph.node.extend(copies)
     rewire(model, renamed)
+
+
+def _constant_zeros(model: onnx.ModelProto) -> set[str]:
+    """Return the values that are zero whatever the input: what emptied branches hand on."""
+    # A layer's own parameters have a path as their name: a bias that is zero now may be trained.
+    zeros = {
+        tensor.name
+        for tensor in model.graph.initializer
+        if "." not in tensor.name and tensor.dims and not to_array(tensor).any()
+    }
+    for node in model.graph.node:
+        takes_one = node.op_type in ("Identity", "Reshape", "Transpose")
+        if (takes_one and node.input[0] in zeros) or (
+            node.op_type == "Mul" and zeros.intersection(node.input)
+        ):
+            zeros.add(node.output[0])
+    return zeros
+
+
+def _beside_zeros(
+    node: NodeProto, zeros: set[str], known: dict[str, tuple[int, ...]]
+) -> str | None:
+    """Return what an addition adds zeros to; None where it changes a value or a shape."""
+    for zero, other in (node.input, node.input[::-1]):
+        if zero in zeros and known.get(other) == known.get(node.output[0], ()):
+            return str(other)
+    return None
 
 
 def _is_idle(node: NodeProto, types: dict[str, int], known: dict[str, tuple[int, ...]]) -> bool:
