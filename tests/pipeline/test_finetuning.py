@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,15 @@ from pipeline.records import EpochRecord, Network
 
 SHAPE = (1, 16, 16)
 SECTION = FinetuneSection(epochs=4, learning_rate=0.1, warmup_epochs=0.5, bf16=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small only wait for one another's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def digits() -> Data:
