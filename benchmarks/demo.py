@@ -10,9 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from safetensors.torch import save_file
 
-from hardware.storing import write_whole
 from pipeline.data import load_data
-from pipeline.errors import PipelineError
 from pipeline.finetuning import finetune
 from pipeline.models import load_network
 from pipeline.recipe import FinetuneSection, Recipe, read_recipe
@@ -45,7 +43,8 @@ def main() -> int:
     started = time.monotonic()
     out, err = Console(), Console(stderr=True)
     verdicts: list[Verdict] = []
-    with StageProgress(err) as stages:
+    with StageProgress(err) as shown:
+        stages = shown.stage
         for runtime in RUNTIMES:
             settings = (f"target.runtime={runtime}", f"out=build/demo/{runtime}")
             recipe = read_recipe(RECIPE, settings)

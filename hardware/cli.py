@@ -16,7 +16,9 @@ out = Console()
 def devices() -> None:
     """Show this machine and the runtimes that can build and time engines on it."""
     device = this_device()
-    facts = Table(title=f"{device.name} ({device.fingerprint[:12]})", show_header=False, title_justify="left")
+    facts = Table(
+        title=f"{device.name} ({device.fingerprint[:12]})", show_header=False, title_justify="left"
+    )
     facts.add_row("processor", device.processor)
     facts.add_row("cores", str(device.cores))
     facts.add_row("memory", f"{device.memory_bytes / 2**30:.1f} GiB")

@@ -149,13 +149,15 @@ def infer_shapes(model: onnx.ModelProto) -> None:
             info = helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             skeleton.graph.input.append(info)
     try:
-        # First without propagating data: that loses the shapes behind some Slice nodes.
-        inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False)
-        inferred = onnx.shape_inference.infer_shapes(inferred, strict_mode=False, data_prop=True)
+        # Propagating data finds the shapes of computed reshapes, and loses some behind Slice nodes.
+        plain = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False)
+        propagated = onnx.shape_inference.infer_shapes(skeleton, strict_mode=False, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError) as error:
         raise ModelError(f"The shapes of the model contradict one another: {error}") from error
+    found = {info.name: info for info in plain.graph.value_info}
+    found |= {i.name: i for i in propagated.graph.value_info if static_shape(i) is not None}
     del graph.value_info[:]
-    graph.value_info.extend(inferred.graph.value_info)
+    graph.value_info.extend(found.values())
 
 
 def complete_shapes(model: onnx.ModelProto) -> None:

@@ -5,7 +5,6 @@ has only the base install, and `--help` answers at once.
 """
 
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from hardware.cli import app as device_app
 from hardware.cli import devices
 from hardware.errors import HardwareError
 from pipeline.errors import PipelineError
@@ -32,20 +30,29 @@ app.command()(devices)
 out = Console()
 err = Console(stderr=True)
 
-RecipePath = Annotated[Path, typer.Argument(help="YAML recipe; every key is explained in the README.")]
+RecipePath = Annotated[
+    Path, typer.Argument(help="YAML recipe; every key is explained in the README.")
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: --set target.latency_ratio=0.5"),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key: --set target.latency_ratio=0.5"
+    ),
 ]
-Restart = Annotated[bool, typer.Option("--restart", help="Discard what an earlier run left in `out`.")]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Discard what an earlier run left in `out`.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every layer and every turn.")]
 
 
 @app.command()
 def compress(
-    recipe: RecipePath, overrides: Overrides = None, restart: Restart = False, verbose: Verbose = False
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    restart: Restart = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Prune, fine-tune, build and verify: from a trained network to an engine that meets its target.
+    """Prune, fine-tune, build, verify: from a trained network to an engine that meets its target.
 
     Run the same command again after a kill or Ctrl-C: it continues where it stopped.
     Exit code 0: the verdict passes. 1: it does not. 2: bad input, with a message.
@@ -56,13 +63,20 @@ def compress(
         from pipeline.showing import StageProgress, verdict_table
 
         with StageProgress(err) as stages:
-            verdict = run(read_recipe(recipe, tuple(overrides or ())), stages, restart=restart)
+            verdict = run(
+                read_recipe(recipe, tuple(overrides or ())), stages.stage, restart=restart
+            )
         out.print(verdict_table(verdict))
         raise typer.Exit(0 if verdict.passed else 1)
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    restart: Restart = False,
+    verbose: Verbose = False,
+) -> None:
     """Show what `compress` would prune and why, and what it would gain. Changes no weight."""
     with reported(verbose):
         from pipeline.recipe import read_recipe
@@ -70,26 +84,30 @@ def plan(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = Fal
         from pipeline.showing import StageProgress, plan_table
 
         with StageProgress(err) as stages:
-            fitted = make_plan(read_recipe(recipe, tuple(overrides or ())), stages)
-        out.print(plan_table(fitted.plan))
+            fitted = make_plan(
+                read_recipe(recipe, tuple(overrides or ())), stages.stage, restart=restart
+            )
+        out.print(plan_table(fitted.plan, fitted.floors))
 
 
 @app.command()
 def profile(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
-    """Measure the layers of the recipe's network on this device, in context, into a latency table."""
+    """Measure the layers of the recipe's network on this device, in context, into a table."""
     with reported(verbose):
         from pipeline.recipe import read_recipe
         from pipeline.run import make_table
         from pipeline.showing import StageProgress, latency_table
 
         with StageProgress(err) as stages:
-            path, table = make_table(read_recipe(recipe, tuple(overrides or ())), stages)
+            path, table = make_table(read_recipe(recipe, tuple(overrides or ())), stages.stage)
         out.print(latency_table(path, table))
 
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="timm:NAME, torchvision:NAME, package.module:factory")],
+    model: Annotated[
+        str, typer.Argument(help="timm:NAME, torchvision:NAME, package.module:factory")
+    ],
     input_shape: Annotated[
         str, typer.Option(help="One image: channels,height,width")
     ] = "3,224,224",
@@ -100,10 +118,18 @@ def inspect(
 ) -> None:
     """Show the pruning groups of a network, how redundant each is, and what is frozen and why."""
     with reported(verbose):
-        from pipeline.inspecting import inspect_model, show_inspection
+        from pipeline.inspecting import inspect_model, summarize
+        from pipeline.reporting import write_inspection
+        from pipeline.showing import frozen_table, groups_table
 
-        inspection = inspect_model(model, input_shape, weights)
-        show_inspection(inspection, out, html, as_json=as_json)
+        found = inspect_model(model, input_shape, weights)
+        if html is not None:
+            write_inspection(found.channels, found.layers, found.title, html, floors=found.floors)
+        if as_json:
+            out.print_json(summarize(found).model_dump_json())
+        else:
+            out.print(groups_table(found.channels, found.floors))
+            out.print(frozen_table(found.channels))
 
 
 @contextmanager
@@ -138,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

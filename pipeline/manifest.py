@@ -61,7 +61,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> None:
 
 def digests(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
     """Return the SHA-256 of the delivered files among `names` (files, or folders of files)."""
-    found = {}
+    found: dict[str, str] = {}
     for name in names:
         place = folder / name
         files = sorted(place.rglob("*")) if place.is_dir() else [place]

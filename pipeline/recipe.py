@@ -1,4 +1,4 @@
-"""The recipe: the one file a user writes. Unknown keys are refused, every default is stated here."""
+"""The recipe: the one file a user writes. Unknown keys are refused, defaults are stated here."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,7 +37,9 @@ class DataSection(Section):
     mean: tuple[float, ...] | None = None  # of pixels / 255; None: ImageNet's, grey images 0.5
     std: tuple[float, ...] | None = None  # likewise
     augment: tuple[Literal["flip", "shift", "crop"], ...] = ()
-    resize: Positive | None = None  # shorter side before the centre crop, test images; None: as input
+    resize: Positive | None = (
+        None  # shorter side before the centre crop, test images; None: as input
+    )
     batch: Positive = 128
     workers: Annotated[int, Field(ge=0)] = 2  # for sets too large to hold in memory
     memory_bytes: Positive = 2_000_000_000  # decoded sets up to this size are held in memory
@@ -165,7 +167,9 @@ def _keys_at(location: tuple[int | str, ...]) -> list[str]:
 def _apply(body: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise RecipeError(f"--set takes key=value, for example target.latency_ratio=0.6; got {override!r}.")
+        raise RecipeError(
+            f"--set takes key=value, for example target.latency_ratio=0.6; got {override!r}."
+        )
     *parents, last = key.split(".")
     place = body
     for parent in parents:

@@ -63,7 +63,7 @@ class Choice(Record):
     full: int
     floor: int
     width: int
-    reason: str  # "redundancy floor" | "no measured gain below" | "saliency" | "emptied" | "frozen: ..."
+    reason: str  # in a few words: "redundancy floor", "saliency", "frozen: ...", ...
     detail: str = ""
 
 

@@ -18,7 +18,9 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[int, int, str], None]
 
 # Ten seconds of samples at most; the interval is usually tight long before.
-PROTOCOL = Protocol(warmup_s=0.5, min_samples=200, max_samples=5000, max_seconds=10.0, relative_width=0.004)
+PROTOCOL = Protocol(
+    warmup_s=0.5, min_samples=200, max_samples=5000, max_seconds=10.0, relative_width=0.004
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,20 +54,27 @@ class Facts:
 
 
 def time_engines(
-    baseline: Engine, delivered: Engine, progress: Progress | None = None, protocol: Protocol = PROTOCOL
+    baseline: Engine,
+    delivered: Engine,
+    progress: Progress | None = None,
+    protocol: Protocol = PROTOCOL,
 ) -> Timing:
     """Return the latency of two engines, interleaved so that drift hits both alike."""
-    feeds = (baseline.random_feeds(), delivered.random_feeds())
+
+    def told(share: float, text: str) -> None:
+        if progress is not None:
+            progress(round(100 * share), 100, text)
+
     before, after = time_together(
-        (lambda: baseline.time_once(feeds[0]), lambda: delivered.time_once(feeds[1])),
+        [engine.timer(engine.random_feeds()) for engine in (baseline, delivered)],
         protocol,
-        progress=progress,
+        progress=told,
     )
     return Timing(baseline=before.latency, delivered=after.latency, speedup=ratio(before, after))
 
 
 def measure_parity(engine: Engine, network: Network, images: Tensor) -> float:
-    """Return the largest difference between engine and torch outputs, relative to the largest output.
+    """Return the largest difference of engine and torch outputs, relative to the largest output.
 
     Args:
         engine: the delivered engine.
@@ -79,18 +88,28 @@ def measure_parity(engine: Engine, network: Network, images: Tensor) -> float:
 
 
 def measure_quality(
-    baseline: Engine, delivered: Engine, network: Network, test: Callable[[], Batches], progress: Progress
+    baseline: Engine,
+    delivered: Engine,
+    network: Network,
+    test: Callable[[], Batches],
+    images: int,
+    progress: Progress,
 ) -> Quality:
     """Return the test accuracy of both engines and of the pruned torch network."""
     return Quality(
-        baseline=accuracy(engine_predictor(baseline), test(), progress=progress),
-        delivered=accuracy(engine_predictor(delivered), test(), progress=progress),
-        torch=accuracy(torch_predictor(network), test(), progress=progress),
+        baseline=accuracy(engine_predictor(baseline), test(), progress, images),
+        delivered=accuracy(engine_predictor(delivered), test(), progress, images),
+        torch=accuracy(torch_predictor(network), test(), progress, images),
     )
 
 
 def judge(
-    target: TargetSection, limits: LimitsSection, facts: Facts, timing: Timing, quality: Quality, parity: float
+    target: TargetSection,
+    limits: LimitsSection,
+    facts: Facts,
+    timing: Timing,
+    quality: Quality,
+    parity: float,
 ) -> Verdict:
     """Return the verdict: every limit with what was measured and what was allowed.
 
@@ -103,7 +122,10 @@ def judge(
     error_pct = 100 * (predicted_ms / after.median_ms - 1)
     drop = quality.baseline.accuracy_pct - quality.delivered.accuracy_pct
     checks = (
-        (after.median_ms <= target_ms, f"latency {after.median_ms:.4f} ms, target {target_ms:.4f} ms"),
+        (
+            after.median_ms <= target_ms,
+            f"latency {after.median_ms:.4f} ms, target {target_ms:.4f} ms",
+        ),
         (
             drop <= limits.accuracy_drop_points,
             f"accuracy drop {drop:.2f} points, allowed {limits.accuracy_drop_points:.2f}",

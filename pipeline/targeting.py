@@ -1,0 +1,257 @@
+"""From a network and a target to a plan that rests on measurements: plan, measure, plan again.
+
+This file and `run.py` are the two that put stages together; stages do not know one another.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from torch import Tensor
+
+from hardware import predicting, sweeping
+from hardware.channels import ChannelMap
+from hardware.cleaning import fold_norms
+from hardware.layers import Layer, layers_of
+from hardware.runtimes.base import EngineSettings, Runtime
+from hardware.storing import Record
+from hardware.tables import LatencyTable
+from pipeline import planning
+from pipeline.channels import find_groups
+from pipeline.criteria import CRITERIA
+from pipeline.data import Data
+from pipeline.errors import PlanError
+from pipeline.exporting import export_graph
+from pipeline.pruning import fit_to_class
+from pipeline.recipe import PlanSection, Recipe
+from pipeline.records import Floor, Network, Plan
+from pipeline.redundancy import MEASURES
+from pipeline.sensitivity import measure_damage
+from pipeline.views import group_views
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+# Names a stage and yields its progress callback.
+Stages = Callable[[str], AbstractContextManager[Progress]]
+Values = Mapping[str, Mapping[int, float]]
+
+# A plan aims a little below the target, and is delivered when it uses at least this share of it.
+AIM = 0.985
+LEAST_USED = 0.97
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A network, and what its graph says about it."""
+
+    network: Network
+    template: onnx.ModelProto  # batch norms folded: what is carved, built and timed
+    channels: ChannelMap
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What measures: a runtime with its settings, and the table that it fills."""
+
+    runtime: Runtime
+    settings: EngineSettings
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the planner trades: the widths a group may have, and what each is worth."""
+
+    floors: tuple[Floor, ...]
+    saliency: Mapping[str, Tensor]
+    candidates: Mapping[str, tuple[int, ...]]
+    values: Values
+
+
+class Round(Record):
+    """One turn of the loop: what a plan was predicted to take, and what it took."""
+
+    predicted_ms: float
+    measured_ms: float
+    value: float
+
+
+class FittedPlan(Record):
+    """A plan, and the measurements that it was fitted to."""
+
+    plan: Plan
+    floors: tuple[Floor, ...]
+    loop: tuple[Round, ...]
+
+
+def analyse(network: Network, batch: int) -> Subject:
+    """Return a network's pruning groups, those frozen that its class cannot lose, and layers."""
+    graph = export_graph(network, batch)
+    channels = fit_to_class(network, find_groups(graph))
+    template = fold_norms(graph)
+    return Subject(
+        network=network,
+        template=template,
+        channels=channels,
+        layers=layers_of(template, channels),
+    )
+
+
+def weigh(
+    subject: Subject, data: Data, section: PlanSection, cache: Path, seed: int, progress: Progress
+) -> Wishes:
+    """Return floors by redundancy, candidate widths, and what each width is worth."""
+    network, channels = subject.network, subject.channels
+    criterion = CRITERIA[section.criterion]
+    batches = tuple(data.calibration(section.calibration_images, seed))
+    views = group_views(network, channels, batches)
+    floors = tuple(MEASURES[section.redundancy](view) for view in views)
+    saliency = {view.name: criterion(view) for view in views}
+    candidates = planning.candidate_widths(
+        channels, floors, step=section.step, empty_branches=section.empty_branches
+    )
+    if section.objective == "saliency":
+        values: Values = planning.values_from_saliency(saliency, candidates)
+    else:
+        damage = measure_damage(
+            network, channels, saliency, candidates, batches, progress=progress, cache=cache
+        )
+        values = planning.values_from_damage(damage, candidates)
+    return Wishes(floors=floors, saliency=saliency, candidates=candidates, values=values)
+
+
+def profile(
+    subject: Subject,
+    candidates: Mapping[str, tuple[int, ...]],
+    bench: Bench,
+    table: LatencyTable,
+    seed: int,
+    progress: Progress,
+) -> LatencyTable:
+    """Return the table with every layer of the network measured at designed widths, in context."""
+    return sweeping.sweep(
+        subject.template,
+        subject.channels,
+        subject.layers,
+        candidates,
+        bench.runtime,
+        bench.settings,
+        table,
+        bench.path,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def fit_plan(
+    subject: Subject,
+    wishes: Wishes,
+    bench: Bench,
+    table: LatencyTable,
+    share: float,
+    recipe: Recipe,
+    progress: Progress,
+) -> FittedPlan:
+    """Return the best plan whose measured latency meets the target.
+
+    Plans, measures the planned network as a whole and layer by layer, and plans again with what
+    was measured, until a plan rests on measured entries only, meets the target, and uses at least
+    97 % of it; or, after `rounds_of_measuring` turns, the most valuable measured plan that does.
+
+    Args:
+        subject: the network to narrow.
+        wishes: floors, candidates and their values.
+        bench: the device's side.
+        table: latencies measured so far; extended on disk.
+        share: the target, as a share of the full network's latency.
+        recipe: for the planner's options.
+        progress: told after every turn.
+
+    Raises:
+        PlanError: no plan meets the target, in the table's prediction or as measured.
+    """
+    section = recipe.plan
+    loop: list[Round] = []
+    best: Plan | None = None
+    bias, seen = 1.0, set[tuple[tuple[str, int], ...]]()
+    baseline_ms = table.anchors_ms[sweeping.digest_of(subject.template)]
+    target_ms = share * baseline_ms
+    for turn in range(1, section.rounds_of_measuring + 1):
+        allocation = planning.allocate(
+            subject.channels,
+            wishes.candidates,
+            wishes.values,
+            predicting.costs(table, subject.layers, wishes.candidates),
+            target_us=1000 * AIM * target_ms / bias,
+            time_limit_s=section.time_limit_s,
+            floors=wishes.floors,
+        )
+        table, measured_share = _measure(subject, allocation.widths, bench, table)
+        measured_ms = measured_share * baseline_ms
+        costs = predicting.costs(table, subject.layers, wishes.candidates)
+        plan = planning.make_plan(
+            subject.channels,
+            wishes.floors,
+            wishes.saliency,
+            wishes.candidates,
+            wishes.values,
+            costs,
+            allocation,
+            target_ms=target_ms,
+            baseline_ms=baseline_ms,
+            objective=section.objective,
+        )
+        predicted_ms = allocation.cost_us / 1000 * bias
+        loop.append(
+            Round(predicted_ms=predicted_ms, measured_ms=measured_ms, value=allocation.value)
+        )
+        log.info("turn %d: predicted %.4f ms, measured %.4f ms", turn, predicted_ms, measured_ms)
+        progress(turn, section.rounds_of_measuring, f"{measured_ms:.4g} of {target_ms:.4g} ms")
+        # What the table still gets wrong about plans like this one is corrected in the next turn.
+        bias = measured_ms / plan.predicted_ms
+        if measured_ms <= target_ms and (best is None or plan.value > best.value):
+            best = plan
+        signature = tuple(sorted(allocation.widths.items()))
+        is_tight = LEAST_USED * target_ms <= measured_ms <= target_ms
+        if best is not None and (is_tight or signature in seen or not is_pruned(best)):
+            break
+        seen.add(signature)
+    if best is None:
+        raise PlanError(
+            f"None of {len(loop)} measured plans took {target_ms:.4f} ms or less; the last took "
+            f"{loop[-1].measured_ms:.4f} ms. Raise the target, or plan.rounds_of_measuring."
+        )
+    return FittedPlan(plan=best, floors=wishes.floors, loop=tuple(loop))
+
+
+def _measure(
+    subject: Subject, widths: Mapping[str, int], bench: Bench, table: LatencyTable
+) -> tuple[LatencyTable, float]:
+    """Return the table with one more variant, and its share of the full network's latency."""
+    table, variant = sweeping.measure(
+        subject.template,
+        subject.channels,
+        subject.layers,
+        widths,
+        bench.runtime,
+        bench.settings,
+        table,
+    )
+    table.save(bench.path)
+    # Both were timed in turns, so their ratio is free of the machine's drift.
+    return table, variant.end_to_end.median_ms / variant.anchor_ms
+
+
+def is_pruned(plan: Plan) -> bool:
+    """Tell whether a plan removes anything."""
+    return any(choice.width < choice.full for choice in plan.choices)
+
+
+def full_widths(channels: ChannelMap) -> dict[str, int]:
+    """Return the width of every prunable group, unpruned."""
+    return {group.name: group.width for group in channels.prunable}
