@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardware.channels import Branch
-from hardware.layers import Kind, Layer, LayerKey
+from hardware.keys import Kind, Layer, LayerKey
 
 Candidates = Mapping[str, tuple[int, ...]]
 EMPTIED_SHARE = 0.15  # of the branches, in each variant after the first ones

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import nnls
 
-from hardware.layers import Kind, LayerKey
+from hardware.keys import Kind, LayerKey
 
 Array = npt.NDArray[np.float64]
 
@@ -42,6 +42,7 @@ class FamilyModel:
     out_tile: int
     tails: tuple[tuple[str, ...], ...]
     weights: Array  # (features,), microseconds per feature, >= 0
+    thinned: float  # what a thinned layer takes, as a share of a whole one
     widest: tuple[int, int]
     points: Array  # (n, 2) measured channel counts over the widest
     pull: Array  # (n,) what each point adds to the relative residual nearby
@@ -50,6 +51,7 @@ class FamilyModel:
     def predict(self, keys: Sequence[LayerKey]) -> Array:
         """Return the estimated microseconds of each key, (keys,), >= 0."""
         trend = _features(keys, self.in_tile, self.out_tile, self.tails) @ self.weights
+        trend *= np.where([key.thinned for key in keys], self.thinned, 1.0)
         near: Array = _closeness(_places(keys, self.widest), self.points) @ self.pull
         estimate = trend * (1 + np.clip(near, -0.5, 1.0))
         return np.asarray(np.where(estimate > LEAST_US, estimate, 0.0))
@@ -59,7 +61,7 @@ def fit_family(keys: Sequence[LayerKey], times_us: Array, builds: Array) -> Fami
     """Return the model of one kind of layer.
 
     The tiles are those whose staircase predicts each point best from all others; scale and noise
-    of the residual process likewise.
+    of the residual process likewise. Thinned layers are a fixed share of whole ones.
 
     Args:
         keys: what was executed, all of one kind; at least one.
@@ -67,20 +69,18 @@ def fit_family(keys: Sequence[LayerKey], times_us: Array, builds: Array) -> Fami
         builds: (n,) how many measurements each time is the median of.
     """
     times = np.maximum(times_us, LEAST_US)
+    thin = np.array([key.thinned for key in keys])
+    whole = [key for key, is_thin in zip(keys, thin, strict=True) if not is_thin]
     tails = tuple(sorted({key.tail for key in keys}))
-    best: tuple[float, int, int] | None = None
-    for in_tile in TILES:
-        for out_tile in TILES:
-            rows = _features(keys, in_tile, out_tile, tails) / times[:, None]
-            # Many tiles fit few points: the finer staircase must earn its place.
-            score = _left_out_error(rows)
-            if best is None or score < best[0] * 0.999:
-                best = (score, in_tile, out_tile)
-    assert best is not None
-    _, in_tile, out_tile = best
-    features = _features(keys, in_tile, out_tile, tails)
-    weights, _ = nnls(features / times[:, None], np.ones(len(times)))
+    if whole:
+        in_tile, out_tile, weights = _fit_trend(whole, times[~thin], tails)
+        features = _features(keys, in_tile, out_tile, tails)
+    else:  # nothing but thinned layers, which are then a kind of their own
+        in_tile, out_tile, weights = _fit_trend(keys, times, tails)
+        features = _features(keys, in_tile, out_tile, tails)
     trend = np.maximum(features @ weights, LEAST_US)
+    share = float(np.median(times[thin] / trend[thin])) if thin.any() else 1.0
+    trend = np.where(thin, share * trend, trend)
     widest = (max(k.in_channels for k in keys), max(k.out_channels for k in keys))
     points = _places(keys, widest)
     pull, error = _fit_residuals(_closeness(points, points), times / trend - 1, builds)
@@ -89,11 +89,46 @@ def fit_family(keys: Sequence[LayerKey], times_us: Array, builds: Array) -> Fami
         out_tile=out_tile,
         tails=tails,
         weights=weights,
+        thinned=share,
         widest=widest,
         points=points,
         pull=pull,
         error=error,
     )
+
+
+def _fit_trend(
+    keys: Sequence[LayerKey], times: Array, tails: Sequence[tuple[str, ...]]
+) -> tuple[int, int, Array]:
+    """Return the tiles that predict each time best from all others, and the features' weights."""
+    fine = _features(keys, 1, 1, tails)
+    usual = _robust_weights(fine, times)
+    importance = np.minimum(1.0, 0.2 / np.maximum(np.abs(np.log(times / (fine @ usual))), 0.2))
+    best: tuple[float, int, int] | None = None
+    for in_tile in TILES:
+        for out_tile in TILES:
+            features = _features(keys, in_tile, out_tile, tails)
+            rows = features / times[:, None]
+            score = _left_out_error(rows, importance)
+            if best is None or score < best[0] * 0.999:
+                best = (score, in_tile, out_tile)
+    assert best is not None
+    _, in_tile, out_tile = best
+    return in_tile, out_tile, _robust_weights(_features(keys, in_tile, out_tile, tails), times)
+
+
+def _robust_weights(features: Array, times: Array) -> Array:
+    """Return non-negative weights that fit the times relatively; outliers count less and less."""
+    scale = times.copy()
+    weights, _ = nnls(features / scale[:, None], times / scale)
+    for _ in range(5):
+        trend = np.maximum(features @ weights, LEAST_US)
+        # The larger of both as the scale: an outlier is as far above as below.
+        off = np.abs(np.log(times / trend))
+        typical = max(float(np.median(off)), 0.01)
+        scale = np.maximum(times, trend) * np.sqrt(np.maximum(1.0, off / (3 * typical)))
+        weights, _ = nnls(features / scale[:, None], times / scale)
+    return np.asarray(weights)
 
 
 def _features(
@@ -135,13 +170,14 @@ def _closeness(a: Array, b: Array) -> Array:
     return np.asarray(np.exp(-squares / (2 * REACH**2)))
 
 
-def _left_out_error(rows: Array) -> float:
+def _left_out_error(rows: Array, importance: Array) -> float:
     """Return the error with which a linear fit of ones predicts each row from all others."""
     scaled = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
     gram = scaled @ scaled.T
-    kernel = gram + 1e-4 * np.trace(gram) / len(gram) * np.eye(len(gram))
-    inverse = np.linalg.inv(kernel)
-    return float(np.sqrt(np.mean((inverse.sum(axis=1) / np.diag(inverse)) ** 2)))
+    noise = 1e-4 * np.trace(gram) / len(gram) / importance**2
+    inverse = np.linalg.inv(gram + np.diag(noise))
+    left_out = np.minimum(np.abs(inverse.sum(axis=1) / np.diag(inverse)), 1.0)
+    return float(np.sqrt(np.average(left_out**2, weights=importance)))
 
 
 def _fit_residuals(closeness: Array, residuals: Array, builds: Array) -> tuple[Array, float]:

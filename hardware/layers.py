@@ -10,19 +10,22 @@ A *layer* is one anchor node and the nodes that follow it for free or nearly so.
 4. Nodes that are computed from constants alone belong to no layer: runtimes fold them.
 
 Whether a runtime really fuses a layer's nodes is its own affair: the time of all of them is the
-layer's time (`Owners` in `hardware.sweeping`).
+layer's time (see `hardware.sweeping`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import onnx
 
 from hardware.channels import Branch, ChannelMap
 from hardware.errors import ModelError
-from hardware.storing import Record
+from hardware.graphs import attributes, shapes
+from hardware.keys import Layer, LayerKey, macs_of
+from hardware.thinning import readers_of, strided_readers
+
+__all__ = ["PRODUCTS", "Layer", "LayerKey", "layers_of", "macs_of"]
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 PRODUCTS = CONVOLUTIONS | {"Gemm", "MatMul"}
@@ -38,128 +41,6 @@ ELEMENTWISE = frozenset(
     }
 )
 Shape = tuple[int, ...]
-Kind = tuple[str | int | tuple[int, ...], ...]
-
-
-class LayerKey(Record):
-    """What was executed. Two layers with one key share their measurements, in any network."""
-
-    operator: str  # ONNX operator of the anchor node: "Conv", "Gemm", "MaxPool", ...
-    in_channels: int
-    out_channels: int
-    kernel: tuple[int, ...] = ()
-    strides: tuple[int, ...] = ()
-    dilations: tuple[int, ...] = ()
-    conv_groups: int = 1
-    in_size: tuple[int, ...] = ()  # spatial size of the input, pixels
-    out_size: tuple[int, ...] = ()
-    batch: int = 1
-    tail: tuple[str, ...] = ()  # element-wise operators of the layer, behind the anchor
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.__dict__.values()))
-
-    @property
-    def is_depthwise(self) -> bool:
-        """Whether every channel is convolved with a filter of its own."""
-        return self.conv_groups == self.in_channels > 1
-
-    def at(self, in_channels: int, out_channels: int) -> "LayerKey":
-        """Return the key of the same layer at other channel counts; depthwise stays depthwise."""
-        conv_groups = in_channels if self.is_depthwise else self.conv_groups
-        return self.model_copy(
-            update={
-                "in_channels": in_channels,
-                "out_channels": out_channels,
-                "conv_groups": conv_groups,
-            }
-        )
-
-    @property
-    def kind(self) -> Kind:
-        """The key without channel counts and tail: layers that one latency model describes."""
-        conv_groups = 0 if self.is_depthwise else self.conv_groups
-        shape = (self.kernel, self.strides, self.dilations, conv_groups)
-        return (self.operator, *shape, self.in_size, self.out_size, self.batch)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layer:
-    """One anchor node of a template, and which groups decide its channel counts.
-
-    `in_parts` maps a group's name to the number of input channels each of its units feeds;
-    `in_fixed` is the number of input channels that no group owns. The same for the output.
-    """
-
-    name: str  # ONNX node name
-    key: LayerKey  # at full width
-    in_parts: dict[str, int]
-    in_fixed: int
-    out_parts: dict[str, int]
-    out_fixed: int
-    macs: int  # multiply-adds at full width, whole batch
-    branches: tuple[str, ...] = ()  # emptied together with any of these branches
-    vanishes_with: tuple[
-        str, ...
-    ] = ()  # groups of those branches: any of them at width 0 empties it
-    nodes: tuple[str, ...] = ()  # ONNX nodes of the layer, the anchor first
-    rest: tuple[str, ...] = ()  # operators of its tail that still run once it is emptied
-    full: dict[str, int] = field(default_factory=dict)  # full widths of the groups named above
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Every group that the layer's latency depends on, input first."""
-        names = tuple(dict.fromkeys([*self.in_parts, *self.out_parts]))
-        if self.vanishes_with and not set(names) & set(self.vanishes_with):
-            names += self.vanishes_with[:1]
-        return names
-
-    def is_emptied(self, widths: Mapping[str, int]) -> bool:
-        """Return whether one of the layer's branches is emptied at these group widths."""
-        return any(widths.get(name) == 0 for name in self.vanishes_with)
-
-    def channels_at(self, widths: Mapping[str, int]) -> tuple[int, int]:
-        """Return the numbers of input and output channels; groups not named are whole."""
-
-        def total(parts: Mapping[str, int], fixed: int) -> int:
-            return fixed + sum(n * widths.get(name, self.full[name]) for name, n in parts.items())
-
-        return total(self.in_parts, self.in_fixed), total(self.out_parts, self.out_fixed)
-
-    def key_at(self, widths: Mapping[str, int]) -> LayerKey | None:
-        """Return what is executed at these group widths; None where a branch is emptied.
-
-        Groups that are not named are whole.
-        """
-        return None if self.is_emptied(widths) else self.key.at(*self.channels_at(widths))
-
-    def rest_key_at(self, widths: Mapping[str, int]) -> LayerKey | None:
-        """Return what still runs of an emptied layer: its tail behind the join; None: nothing."""
-        if not self.rest:
-            return None
-        _, channels = self.channels_at(widths)
-        return LayerKey(
-            operator=self.rest[0],
-            in_channels=channels,
-            out_channels=channels,
-            in_size=self.key.out_size,
-            out_size=self.key.out_size,
-            batch=self.key.batch,
-            tail=self.rest[1:],
-        )
-
-
-def macs_of(layers: Iterable[Layer], widths: Mapping[str, int]) -> int:
-    """Return the multiply-adds of all layers at these group widths, whole batch."""
-    total = 0
-    for layer in layers:
-        if layer.is_emptied(widths) or not layer.macs:
-            continue
-        inputs, outputs = layer.channels_at(widths)
-        key = layer.key
-        full = key.out_channels * (1 if key.is_depthwise else key.in_channels)
-        total += layer.macs * outputs * (1 if key.is_depthwise else inputs) // full
-    return total
 
 
 def layers_of(template: onnx.ModelProto, channels: ChannelMap) -> tuple[Layer, ...]:
@@ -210,7 +91,8 @@ class _Reading:
     def __init__(self, template: onnx.ModelProto, channels: ChannelMap) -> None:
         self.graph = template.graph
         self.channels = channels
-        self.shapes = shapes_of(template)
+        self.readers = readers_of(template)
+        self.shapes = _static_shapes(template)
         # constant value -> parameters that it is computed from
         self.constants = {i.name: frozenset({i.name}) for i in template.graph.initializer}
         self.content: dict[str, _Content] = {}
@@ -294,7 +176,7 @@ class _Reading:
         """Return the draft of a convolution, Gemm or MatMul."""
         axis = 1 if node.op_type in CONVOLUTIONS else -1
         inputs, outputs = self.shape(value)[axis], self.shape(node.output[0])[axis]
-        groups = int(_attribute(node, "group", 1))
+        groups = _groups(node)
         parameters = frozenset().union(*(self.constants.get(n, ()) for n in node.input[1:2]))
         if groups > 1 and groups == inputs:
             out = self._sliced(parameters, "depthwise", 1, outputs) or before
@@ -326,7 +208,7 @@ class _Reading:
         emptied = [b for b in self.channels.branches if name in b.layers]
         dead = {n for branch in emptied for n in (*branch.layers, branch.join)}
         rest = [n.op_type for n in draft.nodes if n.name not in dead] if emptied else []
-        groups = [*into.parts, *out.parts, *(g for b in emptied for g in b.groups)]
+        full = [*into.parts, *out.parts]
         return Layer(
             name=name,
             key=self._key(draft),
@@ -339,7 +221,8 @@ class _Reading:
             vanishes_with=self._triggers(emptied),
             nodes=tuple(n.name or n.output[0] for n in draft.nodes),
             rest=tuple(operator for operator in rest if operator not in VIEWS),
-            full={group: self.full[group] for group in groups},
+            thinned_with=self._thinned_with(draft),
+            full={group: self.full[group] for group in full},
         )
 
     def _triggers(self, emptied: Sequence[Branch]) -> tuple[str, ...]:
@@ -353,21 +236,31 @@ class _Reading:
             triggers.update(dict.fromkeys(g for g in branch.groups if g in (own or branch.groups)))
         return tuple(triggers)
 
+    def _thinned_with(self, draft: _Draft) -> tuple[str, ...] | None:
+        """Return the groups that are all at width 0 when only strided 1x1 convolutions read it."""
+        if draft.node.op_type not in CONVOLUTIONS:
+            return None
+        branches = strided_readers(draft.node.output[0], self.readers, self.channels.branches)
+        if branches is None:
+            return None
+        return tuple(self._triggers([branch])[0] for branch in branches)
+
     def _key(self, draft: _Draft) -> LayerKey:
         node, into, out = draft.node, draft.content_in, draft.content_out
         source = next(name for name in node.input if name and name not in self.constants)
         shape_in, shape_out = self.shape(source), self.shape(node.output[0])
         is_conv = node.op_type in CONVOLUTIONS
         weight = self.shapes.get(node.input[1], ()) if is_conv else ()
+        stated = attributes(node)
         tail = [n.op_type for n in draft.nodes[1:] if n.op_type not in VIEWS]
         return LayerKey(
             operator=node.op_type,
             in_channels=into.fixed + sum(n * self.full[g] for g, n in into.parts.items()),
             out_channels=out.fixed + sum(n * self.full[g] for g, n in out.parts.items()),
-            kernel=tuple(weight[2:]) or _attribute(node, "kernel_shape", ()),
-            strides=_attribute(node, "strides", ()),
-            dilations=_attribute(node, "dilations", ()),
-            conv_groups=int(_attribute(node, "group", 1)),
+            kernel=weight[2:] or tuple(stated.get("kernel_shape", ())),
+            strides=tuple(stated.get("strides", ())),
+            dilations=tuple(stated.get("dilations", ())),
+            conv_groups=_groups(node),
             in_size=shape_in[2:],
             out_size=shape_out[2:],
             batch=shape_out[0] if shape_out else 1,
@@ -382,40 +275,26 @@ class _Reading:
         shape_in, shape_out = self.shape(source), self.shape(node.output[0])
         if node.op_type not in CONVOLUTIONS:
             return prod(shape_out) * shape_in[-1]
-        groups = int(_attribute(node, "group", 1))
+        groups = _groups(node)
         kernel = prod(self.shape(node.input[1])[2:])
         if node.op_type == "ConvTranspose":  # every input pixel meets every filter
             return prod(shape_in) * shape_out[1] // groups * kernel
         return prod(shape_out) * shape_in[1] // groups * kernel
 
 
-def shapes_of(model: onnx.ModelProto) -> dict[str, Shape]:
+def _static_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     """Return the static shapes of all values, inferring those that the file does not hold."""
-    known = _stated_shapes(model)
+    known = shapes(model)
     outputs = {name for node in model.graph.node for name in node.output if name}
     if outputs - known.keys():
-        known = _stated_shapes(onnx.shape_inference.infer_shapes(model)) | known
+        known = shapes(onnx.shape_inference.infer_shapes(model)) | known
     return known
-
-
-def _stated_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    graph = model.graph
-    shapes = {i.name: tuple(i.dims) for i in graph.initializer}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        kind = value.type.tensor_type
-        if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
-            shapes.setdefault(value.name, tuple(d.dim_value for d in kind.shape.dim))
-    return shapes
 
 
 def _channels(shape: Shape) -> int:
     return shape[1] if len(shape) > 1 else 1
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:  # noqa: ANN401
-    # Any: an attribute is a number, a text, or a list of them.
-    for attribute in node.attribute:
-        if attribute.name == name:
-            value = onnx.helper.get_attribute_value(attribute)
-            return tuple(value) if isinstance(value, (list, tuple)) else value
-    return default
+def _groups(node: onnx.NodeProto) -> int:
+    """Return the number of groups of a convolution."""
+    return int(attributes(node).get("group", 1))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hardware.errors import MissingLatencyError
 from hardware.fitting import Calibration, FamilyModel, calibrate, fit_family
-from hardware.layers import Kind, Layer, LayerKey
+from hardware.keys import Kind, Layer, LayerKey
 from hardware.tables import LatencyTable
 
 Array = npt.NDArray[np.float64]
@@ -135,7 +135,8 @@ def _pieces(layer: Layer, candidates: Candidates, around: Widths) -> Iterator[tu
     triggers = [name for name in groups if name in layer.vanishes_with]
     pivot = (triggers or [name for name in layer.out_parts if name in groups] or groups)[0]
     others = [name for name in groups if name != pivot]
-    middle = {name: around[name] or max(candidates[name]) for name in others}
+    middle = {name: around[name] for name in others}
+    middle |= {n: max(candidates[n]) for n in others if n in layer.vanishes_with and not middle[n]}
     yield _piece(layer, [pivot], middle, candidates, [({}, 1.0)])
     for name in others:
         rest = {other: width for other, width in middle.items() if other != name}
@@ -155,9 +156,9 @@ def _piece(
         keys = []
         for point in product(*axes):
             at = {**fixed, **dict(zip(groups, point, strict=True))}
-            emptied = layer.is_emptied(at)
-            at |= instead
-            keys.append(layer.rest_key_at(at) if emptied else layer.key.at(*layer.channels_at(at)))
+            gone = {n: w for n, w in at.items() if w == 0 and n in layer.vanishes_with}
+            at |= {**instead, **gone}
+            keys.append(layer.rest_key_at(at) if gone else layer.key_at(at))
         terms.append((keys, sign))
     return _Piece(layer, tuple(groups), tuple(len(axis) for axis in axes)), terms
 

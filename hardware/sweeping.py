@@ -21,7 +21,8 @@ from hardware.carving import carve, keep_first
 from hardware.channels import ChannelMap
 from hardware.designing import design
 from hardware.errors import RunError
-from hardware.layers import PRODUCTS, Layer, LayerKey
+from hardware.keys import Layer, LayerKey
+from hardware.layers import PRODUCTS
 from hardware.predicting import costs, predict_ms
 from hardware.runtimes.base import EngineSettings, NodeTime, Runtime
 from hardware.tables import LatencyTable, Variant

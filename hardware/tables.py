@@ -15,7 +15,7 @@ from statistics import median
 
 from hardware.device import Device, this_device
 from hardware.errors import DeviceMismatchError, MissingLatencyError, StorageError
-from hardware.layers import LayerKey
+from hardware.keys import LayerKey
 from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.storing import Record, load_record, write_whole
 from hardware.timing import Latency
