@@ -1,6 +1,7 @@
 """Torch surgery on one module: cut parameters along their axes and correct what layers say."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -110,10 +111,15 @@ def narrow(module: nn.Module, cuts: Cuts) -> None:
                 )
             axes = merged.setdefault(id(tensor), {})
             axes[axis] = axes.get(axis, set(kept)) & set(kept)
+    parts = {
+        name: _parts_left(name, layer, merged[id(layer.weight)][0])
+        for name, layer in module.named_modules()
+        if _parts(layer) > 1 and 0 in merged.get(id(layer.weight), {})
+    }
     for tensor in {id(tensor): tensor for tensor in tensors.values()}.values():
         if id(tensor) in merged:
             _cut(tensor, merged[id(tensor)])
-    fit_attributes(module)
+    fit_attributes(module, parts)
 
 
 def _cut(tensor: Tensor, axes: Mapping[int, set[int]]) -> None:
@@ -129,12 +135,53 @@ def _cut(tensor: Tensor, axes: Mapping[int, set[int]]) -> None:
     tensor.data = data.contiguous(memory_format=torch.channels_last) if is_channels_last else data
 
 
-def fit_attributes(module: nn.Module) -> None:
+def parts_of(module: nn.Module) -> dict[str, int]:
+    """Return the conv_groups of convolutions and the groups of group norms, by path."""
+    return {
+        name: _parts(layer)
+        for name, layer in module.named_modules()
+        if isinstance(layer, (_ConvNd, nn.GroupNorm))
+    }
+
+
+def _parts(layer: nn.Module) -> int:
+    """Return into how many parts a layer divides its channels; 1 where it has no weight."""
+    if isinstance(layer, _ConvNd):
+        return int(layer.groups)
+    if isinstance(layer, nn.GroupNorm) and layer.affine:
+        return int(layer.num_groups)
+    return 1
+
+
+def _parts_left(name: str, layer: nn.Module, kept: set[int]) -> int:
+    """Return how many parts of a divided layer still have channels; all must have equally many.
+
+    A depthwise convolution loses parts as a whole; elsewhere every part may become narrower.
+    """
+    assert isinstance(layer.weight, Tensor)
+    size = layer.weight.shape[0] // _parts(layer)
+    left = Counter(position // size for position in kept)
+    if len(set(left.values())) > 1:
+        raise SurgeryError(
+            f"{name} ({type(layer).__name__}): its {_parts(layer)} groups would keep different "
+            f"numbers of channels, from {min(left.values())} to {max(left.values())}."
+        )
+    return len(left)
+
+
+def fit_attributes(module: nn.Module, parts: Mapping[str, int]) -> None:
     """Make every layer inside a module say the sizes that its parameters have.
+
+    Args:
+        module: changed in place.
+        parts: conv_groups or norm groups by path, of the layers where they change.
 
     Raises:
         SurgeryError: the sizes contradict one another.
     """
+    for name, number in parts.items():
+        layer = module.get_submodule(name)
+        setattr(layer, "num_groups" if isinstance(layer, nn.GroupNorm) else "groups", number)
     for name, layer in module.named_modules():
         for kinds, fit in FITS:
             if isinstance(layer, kinds):
@@ -147,23 +194,16 @@ def fit_attributes(module: nn.Module) -> None:
 
 def _fit_conv(layer: _ConvNd) -> None:
     own, other = layer.weight.shape[:2]
-    transposed = isinstance(layer, _ConvTransposeNd)
-    if layer.groups > 1 and layer.groups == layer.in_channels:  # depthwise: its groups go with it
-        per_group = 1 if transposed else layer.out_channels // layer.groups
-        layer.groups = _share(own, per_group, "filters")
-    per_group = _share(own, layer.groups, "input channels" if transposed else "filters")
-    if per_group == 0:
-        raise ValueError("no channel is left")
-    if transposed:
+    _divide(own, layer.groups)
+    if isinstance(layer, _ConvTransposeNd):
         layer.in_channels, layer.out_channels = own, other * layer.groups
     else:
         layer.in_channels, layer.out_channels = other * layer.groups, own
 
 
-def _share(channels: int, parts: int, what: str) -> int:
+def _divide(channels: int, parts: int) -> None:
     if channels % parts:
-        raise ValueError(f"{channels} {what} do not divide into {parts} equal parts")
-    return channels // parts
+        raise ValueError(f"{channels} channels do not divide into {parts} groups")
 
 
 def _fit_linear(layer: nn.Linear) -> None:
@@ -179,7 +219,7 @@ def _fit_norm(layer: _NormBase) -> None:
 def _fit_group_norm(layer: nn.GroupNorm) -> None:
     if layer.affine:
         layer.num_channels = layer.weight.shape[0]
-        _share(layer.num_channels, layer.num_groups, "channels")
+        _divide(layer.num_channels, layer.num_groups)
 
 
 def _fit_layer_norm(layer: nn.LayerNorm) -> None:

@@ -16,7 +16,7 @@ from hardware.storing import Record, load_record, save_record, write_whole
 from pipeline.emptying import Zeros, ZerosRule, replace_layers, set_zero, zeros_of
 from pipeline.errors import NetworkError, SurgeryError
 from pipeline.models import load_network, load_weights
-from pipeline.narrowing import fit_attributes, named_tensors, run_once
+from pipeline.narrowing import fit_attributes, named_tensors, parts_of, run_once
 from pipeline.recipe import ModelSection
 from pipeline.records import Network
 
@@ -30,6 +30,7 @@ class Architecture(Record):
     arguments: Mapping[str, Any]  # Any: the user's keyword arguments, as JSON holds them
     input_shape: tuple[int, ...]
     shapes: Mapping[str, tuple[int, ...]]  # parameters and buffers that were narrowed
+    parts: Mapping[str, int]  # conv_groups and norm groups that changed, by layer
     emptied: Mapping[str, ZerosRule]  # layers of emptied branches, by path
     untrained: tuple[str, ...]  # parameters that surgery set to zero for good
     keep: Mapping[str, tuple[int, ...]]  # per pruning group the original units that are left
@@ -64,6 +65,7 @@ def save_network(
         arguments=network.arguments,
         input_shape=network.input_shape,
         shapes=shapes,
+        parts=dict(parts_of(network.module).items() - parts_of(original.module).items()),
         emptied={path: layer.rule for path, layer in zeros_of(network.module).items()},
         untrained=tuple(
             name
@@ -110,7 +112,7 @@ def load_pruned(folder: Path) -> Network:
     try:
         _reshape(module, architecture.shapes)
         replace_layers(module, {path: Zeros(rule) for path, rule in architecture.emptied.items()})
-        fit_attributes(module)
+        fit_attributes(module, architecture.parts)
     except (SurgeryError, AttributeError) as error:
         raise NetworkError(
             f"{architecture.spec} is not the network that {folder / ARCHITECTURE} was written for: "

@@ -37,13 +37,13 @@ def test_a_unit_may_own_several_positions():
         (nn.Conv2d(6, 8, 3), {0: 5, 1: 4}, {"in_channels": 4, "out_channels": 5, "groups": 1}),
         (nn.Conv2d(6, 6, 3, groups=6), {0: 4}, {"in_channels": 4, "out_channels": 4, "groups": 4}),
         (nn.Conv2d(4, 8, 3, groups=4), {0: 6}, {"in_channels": 3, "out_channels": 6, "groups": 3}),
-        (nn.Conv2d(8, 8, 1, groups=2), {0: 6, 1: 3}, {"in_channels": 6, "out_channels": 6}),
+        (nn.Conv2d(16, 16, 1, groups=8), {0: 10}, {"in_channels": 10, "groups": 5}),
         (nn.Conv1d(6, 8, 3), {1: 2}, {"in_channels": 2, "out_channels": 8}),
         (nn.ConvTranspose2d(6, 8, 2), {0: 5, 1: 4}, {"in_channels": 5, "out_channels": 4}),
         (nn.ConvTranspose2d(6, 6, 2, groups=6), {0: 3}, {"in_channels": 3, "out_channels": 3}),
         (nn.Linear(6, 8), {0: 5, 1: 4}, {"in_features": 4, "out_features": 5}),
         (nn.LayerNorm(6), {0: 4}, {"normalized_shape": (4,)}),
-        (nn.GroupNorm(2, 6), {0: 4}, {"num_channels": 4}),
+        (nn.GroupNorm(3, 6), {0: 4}, {"num_channels": 4, "num_groups": 2}),
         (nn.PReLU(6), {0: 4}, {"num_parameters": 4}),
     ],
 )
@@ -61,6 +61,15 @@ def test_layers_say_and_compute_their_new_sizes(layer, axes, expected):
     spatial = {nn.Conv1d: (5,), nn.Linear: (), nn.LayerNorm: ()}.get(type(layer), (5, 5))
     shape = (2, size, *spatial)
     assert torch.isfinite(wrapped(torch.randn(shape))).all()
+
+
+def test_the_same_positions_may_go_from_every_group_of_a_convolution():
+    net = nn.Sequential(nn.Conv2d(8, 8, 1, groups=2))
+
+    narrow(net, {"0.weight": {0: (0, 1, 2, 4, 5, 6), 1: (1, 2, 3)}, "0.bias": {0: tuple(range(6))}})
+
+    assert (net[0].in_channels, net[0].out_channels, net[0].groups) == (6, 6, 2)
+    assert net(torch.zeros(1, 6, 2, 2)).shape == (1, 6, 2, 2)
 
 
 def test_norms_are_cut_with_their_statistics():
@@ -148,7 +157,7 @@ def test_a_map_of_another_network_is_refused():
 def test_conv_groups_that_no_longer_divide_are_named():
     net = nn.Sequential(nn.Conv2d(8, 8, 1, groups=4))
 
-    with pytest.raises(SurgeryError, match=r"0 \(Conv2d\): 7 filters do not divide into 4 equal"):
+    with pytest.raises(SurgeryError, match=r"its 4 groups would keep different numbers.* 1 to 2"):
         narrow(net, {"0.weight": {0: tuple(range(7))}})
 
 

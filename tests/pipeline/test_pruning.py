@@ -9,7 +9,8 @@ from hardware.channels import Branch, ChannelMap
 from pipeline.emptying import Zeros
 from pipeline.errors import ProofError, SurgeryError
 from pipeline.masking import masked
-from pipeline.pruning import examine, fit_to_class, outputs_of, prove, prune
+from pipeline.proving import outputs_of
+from pipeline.pruning import examine, fit_to_class, prove, prune
 from tests.pipeline.maps import (
     cut,
     group,
