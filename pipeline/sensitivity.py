@@ -18,6 +18,7 @@ from hardware.storing import Record, load_record, save_record
 from pipeline.errors import PipelineError
 from pipeline.evaluating import evaluating
 from pipeline.learning import has_bf16
+from pipeline.losses import classification_loss
 from pipeline.masking import masked
 from pipeline.ranking import most_salient
 from pipeline.records import Network
@@ -80,7 +81,7 @@ def measure_damage(
         below 0 where the loss falls.
 
     Raises:
-        PipelineError: no images, or the loss of the full network is not a number.
+        PipelineError: no images, the network returns no logits, or its loss is not a number.
         StorageError: the cache cannot be written.
     """
     if not batches:
@@ -216,8 +217,8 @@ class _BatchRun:
 
     def loss(self, probe: Probe) -> float:
         with self._autocast():
-            logits = replay(self.module, self.tape, self.images, probe.changed)
-        loss = nn.functional.cross_entropy(logits.float(), self.labels, reduction="sum")
+            outputs = replay(self.module, self.tape, self.images, probe.changed)
+        loss = classification_loss(outputs, self.labels, "sum")
         if probe.name == FULL and not torch.isfinite(loss):
             raise PipelineError(
                 f"The network's loss on calibration images is {loss.item()}. Check its weights, "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hardware.channels import ChannelMap, Group, ParameterSlice
 from pipeline.errors import PipelineError
 from pipeline.evaluating import evaluating
+from pipeline.losses import classification_loss
 from pipeline.records import GroupView, Network
 
 FILTER_ROLES = ("filter", "depthwise")
@@ -37,7 +38,8 @@ def group_views(
         One view per prunable group, in the order of the channel map; float32 on the CPU.
 
     Raises:
-        PipelineError: the map belongs to another network, or a loss is not a number.
+        PipelineError: the map belongs to another network, the network returns no logits, or its
+            loss is not a number.
     """
     tensors = _tensors_of(network.module)
     _check_map(channels, tensors)
@@ -135,7 +137,7 @@ def _gradients(
     with evaluating(module), _gradients_allowed(module):
         wanted = [tensors[name].requires_grad_(True) for name in learned]
         for images, labels in batches:
-            loss = nn.functional.cross_entropy(module(images), labels)
+            loss = classification_loss(module(images), labels, "mean")
             if not torch.isfinite(loss):
                 raise PipelineError(
                     f"The loss on calibration images is {loss.item()}, so it has no gradient. "
