@@ -28,6 +28,10 @@ class EngineSettings:
     precision: str = "fp32"  # "fp32" | "bf16" | "fp16" | "int8"
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        if self.threads < 1:  # to a runtime 0 means "as many as you like"
+            raise ValueError(f"An engine runs on 1 thread or more, not on {self.threads}.")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeTime:

@@ -101,7 +101,7 @@ class OvEngine(Engine):
         try:
             times = time_per_run_us(counts, averages)
         except ValueError as error:
-            raise RunError(f"{runs} inferences are too few to profile. {error}") from error
+            raise RunError(f"{runs} inferences are too few to profile. {_told(error)}") from error
         return self._named(np.where(runs_at_all, times, 0.0))
 
     def save(self, folder: Path) -> Path:
@@ -117,7 +117,7 @@ class OvEngine(Engine):
                 for path in (written.with_suffix(".bin"), written):
                     os.replace(path, folder / path.name)
         except (OSError, RuntimeError) as error:
-            raise StorageError(f"Cannot write the engine into {folder}: {error}") from error
+            raise StorageError(f"Cannot write the engine into {folder}: {_told(error)}") from error
         return folder / FILE
 
     def _compile(self) -> None:
@@ -125,7 +125,7 @@ class OvEngine(Engine):
             self._compiled = self._core.compile_model(self.model, "CPU", self._options)
             self._request = self._compiled.create_infer_request()
         except Exception as error:  # the runtime's errors share no public base class
-            raise BuildError(f"OpenVINO cannot compile the model: {error}") from error
+            raise BuildError(f"OpenVINO cannot compile the model: {_told(error)}") from error
         self._inferences = 0
 
     def _executed(self) -> list[tuple[str, dict[str, str]]]:
@@ -144,21 +144,21 @@ class OvEngine(Engine):
         try:
             return [openvino.Tensor(array, shared_memory=True) for array in arrays]
         except Exception as error:  # as above
-            raise RunError(f"OpenVINO does not take these inputs: {error}") from error
+            raise RunError(f"OpenVINO does not take these inputs: {_told(error)}") from error
 
     def _bind(self, tensors: list[Vendor]) -> None:
         try:
             for index, tensor in enumerate(tensors):
                 self._request.set_input_tensor(index, tensor)
         except Exception as error:  # as above
-            raise RunError(f"OpenVINO does not take these inputs: {error}") from error
+            raise RunError(f"OpenVINO does not take these inputs: {_told(error)}") from error
 
     def _infer(self) -> None:
         self._inferences += 1
         try:
             self._request.infer(share_outputs=True)
         except Exception as error:  # as above
-            raise RunError(f"OpenVINO failed while running: {error}") from error
+            raise RunError(f"OpenVINO failed while running: {_told(error)}") from error
 
     def _read_counters(self) -> list[int]:
         """Return the mean time of every node over all inferences so far, whole microseconds."""
@@ -212,8 +212,8 @@ class OpenVino(Runtime):
 
     def load(self, path: Path, settings: EngineSettings) -> OvEngine:
         """Return an engine of an IR (`.xml`) or an ONNX file; raises BuildError."""
-        if not path.is_file():
-            raise BuildError(f"There is no file {path}. Give an OpenVINO `.xml` or an `.onnx`.")
+        if not path.is_file() or path.suffix not in (".xml", ".onnx"):
+            raise BuildError(f"{path} is no engine. Give an existing OpenVINO `.xml` or `.onnx`.")
         return _engine(str(path), settings, graph=None, profile=False)
 
 
@@ -227,7 +227,7 @@ def _engine(
         model = core.read_model(source)
     except Exception as error:  # the runtime's errors share no public base class
         what = source if isinstance(source, str) else "the model"
-        raise BuildError(f"OpenVINO cannot read {what}: {error}") from error
+        raise BuildError(f"OpenVINO cannot read {what}: {_told(error)}") from error
     try:
         engine = OvEngine(model, core, options, graph)
     except ModelError as error:
@@ -256,6 +256,11 @@ def _options(settings: EngineSettings, profile: bool) -> Options:
         "INFERENCE_NUM_THREADS": settings.threads,
         "PERF_COUNT": profile,
     }
+
+
+def _told(error: Exception) -> str:
+    """Return the vendor's message without its trailing empty lines."""
+    return str(error).strip()
 
 
 def _core() -> Vendor:

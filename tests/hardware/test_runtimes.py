@@ -253,6 +253,11 @@ def test_two_timers_of_one_engine_keep_their_own_inputs(runtime):
     assert a.latency.median_ms > 0 and b.latency.median_ms > 0
 
 
+def test_a_thread_count_that_leaves_the_choice_to_the_runtime_is_refused():
+    with pytest.raises(ValueError, match="1 thread or more, not on 0"):
+        EngineSettings(threads=0)
+
+
 def test_an_unknown_runtime_is_refused():
     with pytest.raises(
         RuntimeMissingError, match=r"Unknown runtime 'tflite'\. Known: fake, ort, ov"
@@ -261,6 +266,15 @@ def test_an_unknown_runtime_is_refused():
 
 
 # ---- OpenVINO
+
+
+def test_an_openvino_engine_without_its_weights_is_refused(tmp_path):
+    runtime = runtime_or_skip("ov")
+    path = runtime.build(residual(16), SETTINGS).save(tmp_path)
+    path.with_suffix(".bin").unlink()
+
+    with pytest.raises(BuildError, match=r"(?s)cannot read .*model\.xml.*bin file"):
+        runtime.load(path, SETTINGS)
 
 
 def test_openvino_runs_bf16_only_where_the_processor_has_it():
