@@ -21,7 +21,7 @@ from hardware.storing import Record
 from hardware.tables import LatencyTable
 from pipeline import planning
 from pipeline.channels import find_groups
-from pipeline.criteria import CRITERIA
+from pipeline.criteria import CRITERIA, NEEDS_GRADIENTS
 from pipeline.data import Data
 from pipeline.errors import PlanError
 from pipeline.exporting import export_graph
@@ -109,7 +109,8 @@ def weigh(
     network, channels = subject.network, subject.channels
     criterion = CRITERIA[section.criterion]
     batches = tuple(data.calibration(section.calibration_images, seed))
-    views = group_views(network, channels, batches)
+    seen = batches if section.criterion in NEEDS_GRADIENTS else None
+    views = group_views(network, channels, seen)
     floors = tuple(MEASURES[section.redundancy](view) for view in views)
     saliency = {view.name: criterion(view) for view in views}
     candidates = planning.candidate_widths(
