@@ -10,12 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
 from hardware.channels import Branch, ChannelMap, Keep, Resize
 from hardware.errors import CarveError, ModelError
 from hardware.graphs import (
     constant_values,
     drop_dead,
+    foreign_values,
     infer_shapes,
     initializers,
     rewire,
@@ -44,7 +46,7 @@ def carve(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -> onnx.Mode
     _slice_parameters(carved, _kept_positions(channels, keep))
     _recompute_sizes(carved, channels, keep)
     drop_dead(carved)
-    infer_shapes(carved)
+    infer_shapes(carved, foreign_values(carved))
     return carved
 
 
@@ -70,10 +72,13 @@ def load_model(path: Path) -> onnx.ModelProto:
         ModelError: no such file, not an ONNX model, damaged, or its external data is absent.
     """
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path), load_external_data=False)
+        _require_external_data(model, path)
+        load_external_data_for_model(model, str(path.parent))
+    except ModelError:
+        raise
     except FileNotFoundError as error:
-        missing = path if not path.exists() else f"the external data of {path}"
-        raise ModelError(f"Cannot read {missing}: there is no such file.") from error
+        raise ModelError(f"Cannot read {path}: there is no such file.") from error
     except OSError as error:
         raise ModelError(f"Cannot read {path}: {error.strerror or error}.") from error
     except Exception as error:  # protobuf's DecodeError, onnx's ValidationError: no common base
@@ -88,6 +93,17 @@ def load_model(path: Path) -> onnx.ModelProto:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"{path} is not a valid ONNX model: {reason}") from error
     return model
+
+
+def _require_external_data(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a model whose weights lie in a file that is not there."""
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and not (path.parent / entry.value).is_file():
+                raise ModelError(
+                    f"{path} keeps its weights in external data, {entry.value}, which is not "
+                    f"there. Put that file into {path.parent}."
+                )
 
 
 def is_emptied(branch: Branch, keep: Keep) -> bool:

@@ -121,14 +121,22 @@ def drop_dead(model: onnx.ModelProto) -> None:
         kept = [NodeProto.FromString(node.SerializeToString()) for node in live]
         del graph.node[:]
         graph.node.extend(kept)
-    for field in (graph.initializer, graph.value_info):
-        for index in range(len(field) - 1, -1, -1):
-            if field[index].name not in needed:
-                del field[index]
+    for index in range(len(graph.initializer) - 1, -1, -1):
+        if graph.initializer[index].name not in needed:
+            del graph.initializer[index]
+    constants = {tensor.name for tensor in graph.initializer}
+    for index in range(len(graph.value_info) - 1, -1, -1):
+        name = graph.value_info[index].name
+        if name not in needed or name in constants:
+            del graph.value_info[index]
 
 
-def infer_shapes(model: onnx.ModelProto) -> None:
+def infer_shapes(model: onnx.ModelProto, known: Iterable[ValueInfoProto] = ()) -> None:
     """Compute the shapes of all values anew, in place; weights are not read.
+
+    Args:
+        model: the model.
+        known: shapes to start from; what an operator of another domain gives cannot be computed.
 
     Raises:
         ModelError: the shapes of the model contradict one another.
@@ -142,6 +150,7 @@ def infer_shapes(model: onnx.ModelProto) -> None:
     skeleton.graph.node.extend(graph.node)
     skeleton.graph.input.extend(graph.input)
     skeleton.graph.output.extend(graph.output)
+    skeleton.graph.value_info.extend(known)
     for tensor in graph.initializer:
         if math.prod(tensor.dims) <= SMALL:
             skeleton.graph.initializer.append(tensor)
@@ -170,11 +179,22 @@ def complete_shapes(model: onnx.ModelProto) -> None:
     if all(name in known for node in model.graph.node for name in node.output if name):
         return
     before = [info for info in model.graph.value_info if static_shape(info) is not None]
-    infer_shapes(model)
+    infer_shapes(model, before)
     names = {info.name for info in before}
     after = [info for info in model.graph.value_info if info.name not in names]
     del model.graph.value_info[:]
     model.graph.value_info.extend([*before, *after])
+
+
+def foreign_values(model: onnx.ModelProto) -> list[ValueInfoProto]:
+    """Return what is known of the outputs of operators that are not ONNX's own."""
+    names = {
+        name
+        for node in model.graph.node
+        if node.domain not in ("", "ai.onnx")
+        for name in node.output
+    }
+    return [info for info in model.graph.value_info if info.name in names]
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -77,18 +77,18 @@ def _name_outputs(model: onnx.ModelProto) -> None:
     """Call the outputs "output", or "output_0", "output_1", ..., in place."""
     outputs = model.graph.output
     produced = {name for node in model.graph.node for name in node.output}
-    seen: set[str] = set()
+    renamed: dict[str, str] = {}
     for index, output in enumerate(outputs):
         new = "output" if len(outputs) == 1 else f"output_{index}"
         old = output.name
-        if old in produced and old not in seen and new not in produced:
+        if old in produced and old not in renamed and new not in produced:
             _rename(model, old, new)
         else:  # an input or an initializer handed through, or one value given out twice
-            source = next((o.name for o in outputs[:index] if old == o.name), old)
+            source = renamed.get(old, old)
             model.graph.node.append(
                 onnx.helper.make_node("Identity", [source], [new], f"Identity_{new}")
             )
-        seen.add(old)
+        renamed.setdefault(old, new)
         output.name = new
 
 

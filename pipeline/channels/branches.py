@@ -7,6 +7,7 @@ from onnx import NodeProto
 
 from hardware.channels import Branch, Group
 from hardware.graphs import initializers, uses
+from hardware.settling import INTEGERS
 
 
 def find_branches(
@@ -35,8 +36,9 @@ def find_branches(
         sides = []
         for name in join.input:
             dead = _only_for(name, join, producer, readers, outputs)
+            dead.sort(key=lambda node: order[node.name])
             owned = _owned(dead, weights, readers)
-            branch = _branch(join, dead, groups, owned, order)
+            branch = _branch(join, dead, groups, owned)
             if branch is not None:
                 sides.append((branch, {node.name for node in dead}))
         if sides:
@@ -75,34 +77,33 @@ def _owned(
     dead: list[NodeProto],
     weights: dict[str, onnx.TensorProto],
     readers: dict[str, list[NodeProto]],
-) -> tuple[str, ...]:
-    """Return the parameters that these nodes read and no others."""
+) -> dict[str, int]:
+    """Return the parameters that these nodes read and no others, and how many axes each has."""
     mine = {node.name for node in dead}
-    read = dict.fromkeys(n for node in reversed(dead) for n in node.input if n in weights)
-    return tuple(name for name in read if all(reader.name in mine for reader in readers[name]))
+    read = dict.fromkeys(name for node in dead for name in node.input if name in weights)
+    return {
+        name: len(weights[name].dims)
+        for name in read
+        if weights[name].data_type not in INTEGERS
+        and all(reader.name in mine for reader in readers[name])
+    }
 
 
 def _branch(
     join: NodeProto,
     dead: list[NodeProto],
     groups: tuple[Group, ...],
-    owned: tuple[str, ...],
-    order: dict[str, int],
+    owned: dict[str, int],
 ) -> Branch | None:
     """Return the branch of those nodes, None where no group lies within it."""
-    ordered = sorted(dead, key=lambda node: order[node.name])
-    mine = set(owned)
-    inside = [g for g in groups if all(s.parameter in mine for s in g.slices)]
+    inside = [g for g in groups if all(s.parameter in owned for s in g.slices)]
     if not inside:
         return None
-    last = next(
-        (n for n in reversed(ordered) if n.op_type in ("Conv", "Gemm", "MatMul")), ordered[-1]
-    )
-    weight = next((name for name in last.input if name in mine), last.name)
+    last = next(name for name in reversed(owned) if owned[name] > 1)
     return Branch(
-        name=weight.removesuffix(".weight"),
+        name=last.removesuffix(".weight"),
         groups=tuple(group.name for group in inside),
-        layers=tuple(node.name for node in ordered),
+        layers=tuple(node.name for node in dead),
         join=join.name,
-        parameters=owned,
+        parameters=tuple(owned),
     )
