@@ -227,7 +227,11 @@ class Calibration:
 
 
 def calibrate(
-    keys: Sequence[LayerKey], times_us: Array, counts: Array, end_to_end_us: Array
+    keys: Sequence[LayerKey],
+    times_us: Array,
+    counts: Array,
+    end_to_end_us: Array,
+    uncertain_us: Array,
 ) -> Calibration:
     """Return corrections learnt from variants.
 
@@ -236,6 +240,7 @@ def calibrate(
         times_us: (entries,) what the table says they take.
         counts: (variants, entries) how often each variant executes each entry.
         end_to_end_us: (variants,) what the variants took.
+        uncertain_us: (variants,) standard deviation of that, as far as its samples tell.
     """
     if not len(end_to_end_us):
         return Calibration(
@@ -256,7 +261,9 @@ def calibrate(
         spread = counts @ _covariance(sharing, keys, times_us, keys, times_us) @ counts.T
         spread += (sharing.outside * usual) ** 2
         for noise in (0.001, 0.003, 0.01, 0.03):
-            evidence, pull = _condition(spread, noise * end_to_end_us, missing)
+            evidence, pull = _condition(
+                spread, np.hypot(noise * end_to_end_us, uncertain_us), missing
+            )
             if best is None or evidence > best[0]:
                 best = (evidence, sharing, pull)
     assert best is not None

@@ -230,13 +230,16 @@ class _Prices:
         """Learn from the variants that consist of layers of these kinds."""
         entries = self.table.entries
         ours = np.array([entry.key.kind in self.kinds for entry in entries], dtype=bool)
-        rows, targets = [], []
+        rows, targets, uncertain = [], [], []
         for variant in self.table.variants:
             places = np.array(variant.entries, dtype=np.intp)
             times = np.array(variant.times_us)
             if len(places) and times[ours[places]].sum() >= 0.9 * times.sum():
                 rows.append(np.bincount(places, minlength=len(entries)))
                 targets.append(1000 * self.table.corrected_ms(variant))
+                # A 95 % interval is four standard deviations wide.
+                latency = variant.end_to_end
+                uncertain.append(250 * (latency.high_ms - latency.low_ms))
         counts = np.array(rows, dtype=np.float64).reshape(len(rows), len(entries))
         used = np.flatnonzero(counts.any(axis=0))
         return calibrate(
@@ -244,4 +247,5 @@ class _Prices:
             np.array([entries[i].median_us for i in used]),
             counts[:, used],
             np.array(targets),
+            np.array(uncertain),
         )
