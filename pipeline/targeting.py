@@ -39,8 +39,8 @@ Progress = Callable[[int, int, str], None]
 Stages = Callable[[str], AbstractContextManager[Progress]]
 Values = Mapping[str, Mapping[int, float]]
 
-# A plan aims a little below the target, and is delivered when it uses at least this share of it.
-AIM = 0.985
+# A plan aims a little below the target; the loop ends when one uses at least this share of it.
+AIM, CLOSE_AIM = 0.985, 0.998
 LEAST_USED = 0.97
 
 
@@ -176,51 +176,30 @@ def fit_plan(
     Raises:
         PlanError: no plan meets the target, in the table's prediction or as measured.
     """
-    section = recipe.plan
     loop: list[Round] = []
     best: Plan | None = None
-    bias, seen = 1.0, set[tuple[tuple[str, int], ...]]()
-    baseline_ms = table.anchors_ms[sweeping.digest_of(subject.template)]
-    target_ms = share * baseline_ms
-    for turn in range(1, section.rounds_of_measuring + 1):
-        allocation = planning.allocate(
-            subject.channels,
-            wishes.candidates,
-            wishes.values,
-            predicting.costs(table, subject.layers, wishes.candidates),
-            target_us=1000 * AIM * target_ms / bias,
-            time_limit_s=section.time_limit_s,
-            floors=wishes.floors,
-        )
-        table, measured_share = _measure(subject, allocation.widths, bench, table)
-        measured_ms = measured_share * baseline_ms
-        costs = predicting.costs(table, subject.layers, wishes.candidates)
-        plan = planning.make_plan(
-            subject.channels,
-            wishes.floors,
-            wishes.saliency,
-            wishes.candidates,
-            wishes.values,
-            costs,
-            allocation,
-            target_ms=target_ms,
-            baseline_ms=baseline_ms,
-            objective=section.objective,
-        )
-        predicted_ms = allocation.cost_us / 1000 * bias
-        loop.append(
-            Round(predicted_ms=predicted_ms, measured_ms=measured_ms, value=allocation.value)
-        )
-        log.info("turn %d: predicted %.4f ms, measured %.4f ms", turn, predicted_ms, measured_ms)
-        progress(turn, section.rounds_of_measuring, f"{measured_ms:.4g} of {target_ms:.4g} ms")
-        # What the table still gets wrong about plans like this one is corrected in the next turn.
-        bias = measured_ms / plan.predicted_ms
-        if measured_ms <= target_ms and (best is None or plan.value > best.value):
-            best = plan
-        signature = tuple(sorted(allocation.widths.items()))
-        is_tight = LEAST_USED * target_ms <= measured_ms <= target_ms
-        if best is not None and (is_tight or signature in seen or not is_pruned(best)):
+    aim, bias, seen = AIM, 1.0, set[tuple[tuple[str, int], ...]]()
+    target_ms = share * table.anchors_ms[sweeping.digest_of(subject.template)]
+    for turn in range(1, recipe.plan.rounds_of_measuring + 1):
+        try:
+            table, plan, done = _turn(subject, wishes, bench, table, target_ms, aim / bias, recipe)
+        except PlanError:
+            if best is None:
+                raise
             break
+        loop.append(done.model_copy(update={"predicted_ms": done.predicted_ms * bias}))
+        progress(turn, recipe.plan.rounds_of_measuring, _told(loop[-1], target_ms))
+        # What the table still gets wrong about plans like this one is corrected in the next turn.
+        bias = done.measured_ms / plan.predicted_ms
+        if done.measured_ms <= target_ms and (best is None or plan.value > best.value):
+            best = plan
+        if best is not None and (_is_tight(done.measured_ms, target_ms) or not is_pruned(best)):
+            break
+        signature = tuple(sorted(plan.widths.items()))
+        if best is not None and signature in seen:
+            if aim == CLOSE_AIM:
+                break
+            aim = CLOSE_AIM  # the widths are coarse: look for a plan between the two aims
         seen.add(signature)
     if best is None:
         raise PlanError(
@@ -228,6 +207,47 @@ def fit_plan(
             f"{loop[-1].measured_ms:.4f} ms. Raise the target, or plan.rounds_of_measuring."
         )
     return FittedPlan(plan=best, floors=wishes.floors, loop=tuple(loop))
+
+
+def _turn(
+    subject: Subject,
+    wishes: Wishes,
+    bench: Bench,
+    table: LatencyTable,
+    target_ms: float,
+    aim: float,
+    recipe: Recipe,
+) -> tuple[LatencyTable, Plan, Round]:
+    """Plan for `aim` times the target, measure that plan, and explain it by the new table."""
+    baseline_ms = table.anchors_ms[sweeping.digest_of(subject.template)]
+    allocation = planning.allocate(
+        subject.channels,
+        wishes.candidates,
+        wishes.values,
+        predicting.costs(table, subject.layers, wishes.candidates),
+        target_us=1000 * aim * target_ms,
+        time_limit_s=recipe.plan.time_limit_s,
+        floors=wishes.floors,
+    )
+    table, measured_share = _measure(subject, allocation.widths, bench, table)
+    plan = planning.make_plan(
+        subject.channels,
+        wishes.floors,
+        wishes.saliency,
+        wishes.candidates,
+        wishes.values,
+        predicting.costs(table, subject.layers, wishes.candidates),
+        allocation,
+        target_ms=target_ms,
+        baseline_ms=baseline_ms,
+        objective=recipe.plan.objective,
+    )
+    done = Round(
+        predicted_ms=allocation.cost_us / 1000,
+        measured_ms=measured_share * baseline_ms,
+        value=allocation.value,
+    )
+    return table, plan, done
 
 
 def _measure(
@@ -246,6 +266,16 @@ def _measure(
     table.save(bench.path)
     # Both were timed in turns, so their ratio is free of the machine's drift.
     return table, variant.end_to_end.median_ms / variant.anchor_ms
+
+
+def _told(turn: Round, target_ms: float) -> str:
+    text = f"predicted {turn.predicted_ms:.4g}, measured {turn.measured_ms:.4g}"
+    log.info("%s ms", text)
+    return f"{text} of {target_ms:.4g} ms"
+
+
+def _is_tight(measured_ms: float, target_ms: float) -> bool:
+    return LEAST_USED * target_ms <= measured_ms <= target_ms
 
 
 def is_pruned(plan: Plan) -> bool:
