@@ -13,6 +13,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -272,9 +273,11 @@ def _is_disturbed(series: Series, passes: Sequence[Sequence[NodeTime]]) -> bool:
 
 def _median_times(passes: Sequence[Sequence[NodeTime]]) -> tuple[NodeTime, ...]:
     """Return each executed node with the median of its times over several profiles."""
+    by_name: dict[str, list[NodeTime]] = {}
+    for time in chain.from_iterable(passes):
+        by_name.setdefault(time.name, []).append(time)
     return tuple(
-        replace(same[0], time_us=median(time.time_us for time in same))
-        for same in zip(*passes, strict=True)
+        replace(same[0], time_us=median(time.time_us for time in same)) for same in by_name.values()
     )
 
 
