@@ -94,7 +94,7 @@ def global_l2(recipe: Recipe, stages: Stages) -> dict[str, object]:
 
 
 def fit_threshold(job: Job, share: float, progress: Progress) -> tuple[Keep, float]:
-    """Return the largest global L2 choice whose measured share of the latency is at most `share`."""
+    """Return the largest global L2 choice that takes at most `share` of the latency, measured."""
     views = group_views(job.network, job.subject.channels)
     scores = {v.name: CRITERIA["l2"](v) for v in views if len(v.filters) == 1}
     full = job.bench.runtime.build(job.subject.template, job.bench.settings)

@@ -4,6 +4,7 @@ This file and `run.py` are the two that put stages together; stages do not know 
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -39,9 +40,11 @@ Progress = Callable[[int, int, str], None]
 Stages = Callable[[str], AbstractContextManager[Progress]]
 Values = Mapping[str, Mapping[int, float]]
 
-# A plan aims a little below the target; the loop ends when one uses at least this share of it.
-AIM, CLOSE_AIM = 0.985, 0.998
+# A plan aims a little below the target; the loop ends when one uses at least this share of it,
+# or when what the planner may spend is known this closely.
+AIM = 0.985
 LEAST_USED = 0.97
+CLOSED = 0.004
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,36 @@ class Round(Record):
     predicted_ms: float
     measured_ms: float
     value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Aims:
+    """What the planner may spend, as a share of the target: found by bracketing.
+
+    A table is not exact, least of all about the plan that an optimizer picks: it picks where the
+    table errs in its favour. So a plan that took too long narrows the bracket from above, one that
+    met the target from below.
+    """
+
+    aim: float = AIM
+    low: float = 0.0  # the largest aim whose plan met the target
+    high: float = math.inf  # the least whose plan did not
+
+    @property
+    def is_closed(self) -> bool:
+        """No aim in between is worth another build."""
+        return self.high - self.low <= CLOSED
+
+    def after(self, used: float) -> "Aims":
+        """Return the next aim, after a plan that took `used` of the target."""
+        if used <= 1:
+            low, high = max(self.low, self.aim), self.high if self.aim < self.high else math.inf
+        else:
+            low, high = self.low if self.low < self.aim else 0.0, min(self.high, self.aim)
+        aim = self.aim * AIM / used
+        if not low < aim < high:
+            aim = (low + high) / 2
+        return Aims(aim, low, high)
 
 
 class FittedPlan(Record):
@@ -178,29 +211,24 @@ def fit_plan(
     """
     loop: list[Round] = []
     best: Plan | None = None
-    aim, bias, seen = AIM, 1.0, set[tuple[tuple[str, int], ...]]()
+    aims = Aims()
     target_ms = share * table.anchors_ms[sweeping.digest_of(subject.template)]
     for turn in range(1, recipe.plan.rounds_of_measuring + 1):
         try:
-            table, plan, done = _turn(subject, wishes, bench, table, target_ms, aim / bias, recipe)
+            table, plan, done = _turn(subject, wishes, bench, table, target_ms, aims.aim, recipe)
         except PlanError:
             if best is None:
                 raise
             break
-        loop.append(done.model_copy(update={"predicted_ms": done.predicted_ms * bias}))
-        progress(turn, recipe.plan.rounds_of_measuring, _told(loop[-1], target_ms))
-        # What the table still gets wrong about plans like this one is corrected in the next turn.
-        bias = done.measured_ms / plan.predicted_ms
-        if done.measured_ms <= target_ms and (best is None or plan.value > best.value):
+        loop.append(done)
+        progress(turn, recipe.plan.rounds_of_measuring, _told(done, target_ms))
+        used = done.measured_ms / target_ms
+        if used <= 1 and (best is None or plan.value > best.value):
             best = plan
-        if best is not None and (_is_tight(done.measured_ms, target_ms) or not is_pruned(best)):
+        aims = aims.after(used)
+        enough = LEAST_USED <= used <= 1 or aims.is_closed or not is_pruned(plan)
+        if best is not None and enough:
             break
-        signature = tuple(sorted(plan.widths.items()))
-        if best is not None and signature in seen:
-            if aim == CLOSE_AIM:
-                break
-            aim = CLOSE_AIM  # the widths are coarse: look for a plan between the two aims
-        seen.add(signature)
     if best is None:
         raise PlanError(
             f"None of {len(loop)} measured plans took {target_ms:.4f} ms or less; the last took "
@@ -272,10 +300,6 @@ def _told(turn: Round, target_ms: float) -> str:
     text = f"predicted {turn.predicted_ms:.4g}, measured {turn.measured_ms:.4g}"
     log.info("%s ms", text)
     return f"{text} of {target_ms:.4g} ms"
-
-
-def _is_tight(measured_ms: float, target_ms: float) -> bool:
-    return LEAST_USED * target_ms <= measured_ms <= target_ms
 
 
 def is_pruned(plan: Plan) -> bool:

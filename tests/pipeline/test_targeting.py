@@ -1,0 +1,41 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.targeting import AIM, CLOSED, Aims
+
+
+def test_a_plan_that_took_too_long_lowers_the_aim_by_as_much():
+    aims = Aims().after(1.25)
+
+    assert aims.aim == pytest.approx(AIM * AIM / 1.25)
+    assert (aims.low, aims.high) == (0.0, AIM)
+
+
+def test_a_plan_that_left_time_unused_raises_the_aim():
+    aims = Aims().after(0.8)
+
+    assert aims.aim == pytest.approx(AIM * AIM / 0.8)
+    assert (aims.low, aims.high) == (AIM, math.inf)
+
+
+def test_between_a_plan_that_met_the_target_and_one_that_did_not_the_aim_is_halved():
+    aims = Aims(aim=1.0, low=0.9, high=1.1).after(0.5)  # a proposal of 1.97 lies outside
+
+    assert aims.aim == pytest.approx(1.05)
+
+
+@given(error=st.floats(0.7, 1.4), step=st.floats(0.001, 0.05))
+def test_the_bracket_closes_on_what_may_be_spent(error, step):
+    """The network takes `error` times what the table says, and its widths allow only steps."""
+    aims, used = Aims(), math.inf
+    for _ in range(40):
+        spent = math.floor(aims.aim / step) * step
+        used = spent * error
+        if 0.97 <= used <= 1 or aims.is_closed:
+            break
+        aims = aims.after(used)
+
+    assert 0.97 <= used <= 1 or aims.high - aims.low <= CLOSED
