@@ -18,9 +18,10 @@ from hardware.graphs import (
     to_array,
     uses,
 )
-from hardware.settling import settle
+from hardware.settling import evaluate, settle
 
 Array = npt.NDArray[Any]
+MOVING = {"Concat", "Expand", "Gather", "Slice", "Tile", "Transpose"}  # may exchange axes
 
 
 def fold_norms(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -34,6 +35,7 @@ def fold_norms(graph: onnx.ModelProto) -> onnx.ModelProto:
     """
     folded = settle(graph)
     _drop_idle(folded)
+    _bake_weights(folded)
     _fold(folded)
     drop_dead(folded)
     return folded
@@ -86,6 +88,71 @@ def _beside_zeros(
         if zero in zeros and known.get(other) == known.get(node.output[0], ()):
             return str(other)
     return None
+
+
+def _bake_weights(model: onnx.ModelProto) -> None:
+    """Compute once what is computed from parameters alone (standardised weights), in place.
+
+    Only the weights of layers, and only where the result has the axes of one parameter, in order:
+    it then takes that parameter's name, so a channel map fits it.
+    """
+    weights = initializers(model)
+    origin: dict[str, set[str]] = {}  # what is computed from parameters -> those parameters
+    makers: dict[str, NodeProto] = {}
+    for node in model.graph.node:
+        inputs = [name for name in node.input if name]
+        if inputs and all(name in weights or name in origin for name in inputs):
+            if node.op_type in MOVING or node.domain not in ("", "ai.onnx"):
+                continue
+            for name in node.output:
+                origin[name] = set().union(*(origin.get(i, {i}) for i in inputs))
+                makers[name] = node
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    values: dict[str, Array] = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.input[1] not in origin:
+            continue
+        result = _computed(node.input[1], makers, weights, values, opsets)
+        names = [n for n in origin[node.input[1]] if tuple(weights[n].dims) == result.shape]
+        if len(names) == 1 and _read_within(names[0], node, model, makers):
+            weights[names[0]].CopyFrom(numpy_helper.from_array(result, names[0]))
+            node.input[1] = names[0]
+    drop_dead(model)
+
+
+def _read_within(
+    parameter: str, layer: NodeProto, model: onnx.ModelProto, makers: dict[str, NodeProto]
+) -> bool:
+    """Return whether a parameter has no effect but through the weight of one layer."""
+    waiting, seen = [parameter], {parameter}
+    while waiting:
+        name = waiting.pop()
+        for node in model.graph.node:
+            if name not in node.input or (node is layer and name == layer.input[1]):
+                continue
+            if not node.output or node.output[0] not in makers:
+                return False
+            fresh = [output for output in node.output if output not in seen]
+            seen.update(fresh)
+            waiting += fresh
+    return True
+
+
+def _computed(
+    name: str,
+    makers: dict[str, NodeProto],
+    weights: dict[str, TensorProto],
+    values: dict[str, Array],
+    opsets: dict[str, int],
+) -> Array:
+    """Return the value of what is computed from parameters alone."""
+    if name in weights:
+        return to_array(weights[name])
+    if name not in values:
+        node = makers[name]
+        inputs = {n: _computed(n, makers, weights, values, opsets) for n in node.input if n}
+        values.update(evaluate(node, inputs, opsets) or {})
+    return values[name]
 
 
 def _is_idle(node: NodeProto, types: dict[str, int], known: dict[str, tuple[int, ...]]) -> bool:

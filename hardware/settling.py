@@ -45,6 +45,7 @@ def settle(model: onnx.ModelProto) -> onnx.ModelProto:
     name_nodes(settled)
     _unroll_sequences(settled)
     fold_constants(settled)
+    _reshape_instead_of_gather(settled)
     _spell_out_splits(settled)
     _drop_zero_biases(settled)
     drop_dead(settled)
@@ -140,7 +141,7 @@ def _constant_result(
         return None
     if any(math.prod(known_shapes.get(name, ())) > LARGEST for name in node.output):
         return None
-    return _evaluate(node, {name: values[name] for name in inputs}, opsets)
+    return evaluate(node, {name: values[name] for name in inputs}, opsets)
 
 
 def _shape_result(node: NodeProto, known: dict[str, tuple[int, ...]]) -> dict[str, Array] | None:
@@ -154,7 +155,7 @@ def _shape_result(node: NodeProto, known: dict[str, tuple[int, ...]]) -> dict[st
     return {node.output[0]: np.array(part, dtype=np.int64)}
 
 
-def _evaluate(
+def evaluate(
     node: NodeProto, inputs: dict[str, Array], opsets: dict[str, int]
 ) -> dict[str, Array] | None:
     """Return a node's outputs by ONNX's own reference, None where they are not tensors."""
@@ -241,6 +242,24 @@ def _chunk_sizes(
         return [int(size) for size in asked]
     step = int(asked)
     return [min(step, extent - start) for start in range(0, extent, step)]
+
+
+def _reshape_instead_of_gather(model: onnx.ModelProto) -> None:
+    """Replace a `Gather` of all elements in their order (`as_strided`) by a `Reshape`, in place."""
+    known, constants = shapes(model), initializers(model)
+    for node in model.graph.node:
+        if node.op_type != "Gather" or attributes(node).get("axis", 0) != 0:
+            continue
+        source, indices = known.get(node.input[0]), constants.get(node.input[1])
+        if source is None or len(source) != 1 or indices is None:
+            continue
+        if not np.array_equal(to_array(indices).reshape(-1), np.arange(source[0])):
+            continue
+        target = np.array(tuple(indices.dims), dtype=np.int64)
+        model.graph.initializer.append(numpy_helper.from_array(target, f"{node.name}_shape"))
+        node.op_type = "Reshape"
+        del node.attribute[:]
+        node.input[1] = f"{node.name}_shape"
 
 
 def _spell_out_splits(model: onnx.ModelProto) -> None:

@@ -58,8 +58,7 @@ def batch_norm(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     rank = len(value.shape)
     if attributes(node).get("training_mode", 0):
         for labels in value.fields:
-            if set(axes_of(labels)) - {1}:
-                trace.unions.mix(labels, node.op_type)
+            trace.unions.mix(labels, tuple(a for a in axes_of(labels) if a != 1), node.op_type)
     fields = _scaled(trace, node, value, inputs[1:], rank, 1)
     first = Value(shape=shapes[0], fields=fields, is_constant=value.is_constant)
     return [first, *(Value(shape=shape) for shape in shapes[1:])]
@@ -108,15 +107,14 @@ def _normalised(trace: Trace, node: NodeProto, labels: Ids, constants: list[Ids]
     positions = Option(
         unions=tuple(tie(labels, axis) for axis in before),
         frozen=tuple((vector, fixed) for vector in constants),
-        mixed=((labels, node.op_type),),
+        mixed=((labels, tuple(behind), node.op_type),),
     )
     if before != [1]:
-        for way in (positions,):
-            for one, other in way.unions:
-                trace.unions.unite(one, other)
+        for one, other in positions.unions:
+            trace.unions.unite(one, other)
         for vector in constants:
             trace.unions.freeze(vector, fixed)
-        trace.unions.mix(labels, node.op_type)
+        trace.unions.mix(labels, tuple(behind), node.op_type)
         return
     rows = labels
     for axis in behind:
@@ -154,7 +152,7 @@ def group_norm(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     positions = Option(
         unions=((rows[:1], rows),),
         frozen=tuple((vector, fixed) for vector in owned),
-        mixed=((ids, node.op_type),),
+        mixed=((ids, (0,), node.op_type),),
     )
     trace.choices.append((whole, positions))
     trace.sizes.append(Sized(node=node.name, attribute="num_groups", ids=counted))
@@ -166,8 +164,8 @@ def layer_norm(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     value, shapes = source(inputs), output_shapes(trace, node)
     first = attributes(node).get("axis", -1) % len(value.shape)
     for labels in value.fields:
-        if any(axis >= first for axis in axes_of(labels)):
-            trace.unions.mix(labels, node.op_type)
+        over = tuple(axis for axis in axes_of(labels) if axis >= first)
+        trace.unions.mix(labels, over, node.op_type)
     constants = present(inputs[1:])
     for constant in constants:
         for labels in constant.fields:
@@ -184,7 +182,7 @@ def mixing(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     axis = attributes(node).get("axis", default) % len(value.shape)
     for labels in value.fields:
         if labels.shape[axis] > 1:
-            trace.unions.mix(labels, node.op_type)
+            trace.unions.mix(labels, (axis,), node.op_type)
     return [Value(shape=shape, fields=value.fields, is_constant=value.is_constant)]
 
 
@@ -223,7 +221,7 @@ def reduce(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     for labels in value.fields:
         over = [axis for axis in axes_of(labels) if axis in axes]
         if len(over) == len(axes_of(labels)):
-            trace.unions.mix(labels, node.op_type)
+            trace.unions.mix(labels, tuple(over), node.op_type)
             continue
         rest = [labels]
         for axis in over:

@@ -21,7 +21,7 @@ class Option:
 
     unions: tuple[tuple[Ids, Ids], ...] = ()
     frozen: tuple[tuple[Ids, str], ...] = ()
-    mixed: tuple[tuple[Ids, str], ...] = ()
+    mixed: tuple[tuple[Ids, tuple[int, ...], str], ...] = ()
 
 
 Choice = tuple[Option, ...]
@@ -94,6 +94,6 @@ def _apply(unions: Unions, option: Option, roots: Ids) -> bool:
     for ids, reason in option.frozen:
         changed |= bool(roots[ids].any())
         unions.freeze(ids, reason)
-    for ids, operator in option.mixed:
-        unions.mix(ids, operator)
+    for ids, axes, operator in option.mixed:
+        unions.mix(ids, axes, operator)
     return changed

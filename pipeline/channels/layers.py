@@ -17,6 +17,8 @@ def conv(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     assert weight is not None
     shape = output_shapes(trace, node)[0]
     groups = int(attributes(node).get("group", 1))
+    if value.shape[1] == shape[1] == 1 and value.fields:
+        return [_along_channels(trace, node, value, weight, shape)]
     reads = trace.channels(value.fields, 1, f"meets a fixed size at {where(node)}")
     makes, takes = _two_axes(trace, weight, node)
     if makes is None:
@@ -32,6 +34,22 @@ def conv(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
         trace.unions.mark(makes, "filter")
         _grouped(trace, node, reads, makes, takes, groups)
     return [_channels_out(makes, shape, value, weight)]
+
+
+def _along_channels(
+    trace: Trace, node: NodeProto, value: Value, weight: Value, shape: tuple[int, ...]
+) -> Value:
+    """Convolve one map whose pixels are channels, as ECA's gate does: neighbours are mixed."""
+    reason = f"channels lie among pixels at {where(node)}"
+    trace.freeze(weight, reason)
+    fields = list(value.fields)
+    steps = attributes(node).get("strides", [1] * (len(shape) - 2))
+    for axis, (before, after) in enumerate(zip(value.shape, shape, strict=True)):
+        if axis < 2 or before != after or steps[axis - 2] != 1:
+            fields = trace.fix(fields, axis, reason)
+    for labels in fields:
+        trace.unions.mix(labels, axes_of(labels), node.op_type)
+    return Value(shape=shape, fields=tuple(fields))
 
 
 def conv_transpose(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:

@@ -10,7 +10,9 @@ from scipy.sparse.csgraph import connected_components
 
 Ids = npt.NDArray[np.int64]
 
-FROZEN = 0  # the id of a position that may never be removed
+# The role that an axis has in the layer that makes or reads channels outranks what else is done
+# with it: a weight that is standardised is a filter, not a constant of the norm.
+RANKS = {"filter": 3, "input": 3, "depthwise": 2, "bias": 1, "norm": 1, "other": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +33,7 @@ class Unions:
     blocks: list[Block] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)  # by index of the block
     reasons: dict[str, int] = field(default_factory=dict)  # why frozen -> the id that stands for it
-    mixed: list[tuple[Ids, str]] = field(default_factory=list)
+    mixed: list[tuple[Ids, tuple[int, ...], str]] = field(default_factory=list)
     _pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
 
     def fresh(self, extent: int) -> Ids:
@@ -61,16 +63,23 @@ class Unions:
             self.reasons[reason] = int(self.fresh(1)[0])
         self.unite(np.unique(ids), np.array(self.reasons[reason]))
 
-    def mix(self, ids: Ids, operator: str) -> None:
-        """Say that an operator mixes these channels, so that removing differs from masking."""
-        self.mixed.append((np.unique(ids), operator))
+    def mix(self, labels: Ids, axes: tuple[int, ...], operator: str) -> None:
+        """Say that an operator mixes what lies along these axes: removing differs from masking.
+
+        Nothing is mixed if in the end the labels do not vary along the axes.
+        """
+        self.mixed.append((labels, axes, operator))
 
     def mark(self, ids: Ids, role: str) -> None:
         """Say what the parameter axes that these ids stand for are to the layer that reads them."""
         starts = np.array([block.start for block in self.blocks], dtype=np.int64)
-        for place in np.unique(np.searchsorted(starts, np.unique(ids), side="right") - 1):
-            if place >= 0:
-                self.roles.setdefault(int(place), role)
+        known = np.unique(ids)
+        places = np.searchsorted(starts, known, side="right") - 1
+        for index, identity in zip(places.tolist(), known.tolist(), strict=True):
+            if index < 0 or identity >= self.blocks[index].start + self.blocks[index].extent:
+                continue
+            if RANKS[role] > RANKS[self.roles.get(index, "other")]:
+                self.roles[index] = role
 
     def roots(self) -> Ids:
         """Return for every id the smallest id that it is one with; frozen ids have root 0."""
@@ -92,8 +101,11 @@ class Unions:
     def mixers(self, roots: Ids) -> dict[int, str]:
         """Return by root the operators that mix it."""
         found: dict[int, list[str]] = defaultdict(list)
-        for ids, operator in self.mixed:
-            for root in np.unique(roots[ids]):
+        for labels, axes, operator in self.mixed:
+            mine = roots[labels]
+            if all((mine == mine.take([0], axis=axis)).all() for axis in axes):
+                continue
+            for root in np.unique(mine):
                 if operator not in found[int(root)]:
                     found[int(root)].append(operator)
         return {root: ", ".join(operators) for root, operators in found.items()}

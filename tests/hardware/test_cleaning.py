@@ -7,12 +7,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from hardware.carving import carve
 from hardware.cleaning import fold_norms
 from hardware.settling import settle
+from pipeline.channels import find_groups
 from pipeline.exporting import export_graph
 from pipeline.records import Network
 from tests import nets
-from tests.graphs import difference, exported, run
+from tests.graphs import difference, exported, masked, run
 
 
 @pytest.mark.parametrize("name", ["chain", "residual", "inverted", "upsampled", "many_groups"])
@@ -67,6 +69,19 @@ def test_a_norm_whose_convolution_others_read_stays() -> None:
 
     assert [n.op_type for n in folded.graph.node].count("BatchNormalization") == 1
     assert difference(run(folded), run(graph)) < 1e-5
+
+
+def test_a_standardised_weight_is_computed_once_and_then_carved_exactly() -> None:
+    graph = exported("standardised")
+    channels = find_groups(graph)
+    keep = {"conv1": (0, 2, 5), "conv2": (1, 2, 4, 7)}
+
+    folded = fold_norms(graph)
+
+    assert {node.op_type for node in folded.graph.node} == {"Conv", "Relu"}
+    assert difference(run(folded), run(graph)) < 1e-5
+    carved = carve(folded, channels, keep)
+    assert difference(run(carved), run(masked(folded, channels, keep))) < 1e-5
 
 
 def test_a_network_is_nothing_but_its_layers() -> None:
