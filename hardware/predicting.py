@@ -47,14 +47,15 @@ def costs(
         table: of one device.
         layers: of the template.
         candidates: widths per group, ascending; groups that are not named stay whole.
-        around: for layers of more than two groups, which are linearised: the widths where their
-            cost is exact; None takes the middle candidates.
+        around: where the costs of layers of more than two groups are exact (they are linearised:
+            plan again around the plan found); None: where those groups are whole.
 
     Raises:
         MissingLatencyError: a kind of layer that was never measured.
     """
     prices = _Prices(table, layers)
-    around = around or {name: widths[len(widths) // 2] for name, widths in candidates.items()}
+    whole = {name: max(widths) for name, widths in candidates.items()}
+    around = {**whole, **{n: w for n, w in (around or {}).items() if n in whole}}
     pieces = [piece for layer in layers for piece in _pieces(layer, candidates, around)]
     prices.learn(key for _, terms in pieces for keys, _ in terms for key in keys if key)
     found = [_cost(layer_piece, terms, prices) for layer_piece, terms in pieces]
@@ -65,6 +66,18 @@ def costs(
         measured=np.array(True),
     )
     return (*found, outside)
+
+
+def predict_plan_ms(table: LatencyTable, layers: Sequence[Layer], widths: Widths) -> float:
+    """Return the predicted end-to-end time at these group widths, with nothing linearised.
+
+    Groups that are not named are whole.
+
+    Raises:
+        MissingLatencyError: a kind of layer that was never measured.
+    """
+    candidates = {name: (width,) for name, width in widths.items()}
+    return predict_ms(costs(table, layers, candidates, around=widths), candidates, widths)
 
 
 def predict_ms(costs: Iterable[LayerCost], candidates: Candidates, widths: Widths) -> float:

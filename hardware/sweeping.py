@@ -26,7 +26,7 @@ from hardware.designing import design
 from hardware.errors import RunError
 from hardware.keys import Layer, LayerKey
 from hardware.layers import PRODUCTS
-from hardware.predicting import costs, predict_ms
+from hardware.predicting import predict_plan_ms
 from hardware.runtimes.base import EngineSettings, NodeTime, Runtime
 from hardware.tables import LatencyTable, Variant
 from hardware.timing import Protocol, Series, ratio, time_together
@@ -324,9 +324,7 @@ def _is_settled(table: LatencyTable, layers: Sequence[Layer], digest: str) -> bo
     # The first variant is the anchor itself: what ties this template's times to the table's.
     held = [v for v in table.variants if v.template == digest][1:][-SETTLED:]
     rest = table.without(held)
-    candidates = {name: tuple(sorted({v.widths[name] for v in held})) for name in held[0].widths}
-    known = costs(rest, layers, candidates)
     errors = [
-        abs(predict_ms(known, candidates, v.widths) / table.corrected_ms(v) - 1) for v in held
+        abs(predict_plan_ms(rest, layers, v.widths) / table.corrected_ms(v) - 1) for v in held
     ]
     return max(errors) <= SETTLED_ERROR
