@@ -23,6 +23,14 @@ from tests.pipeline.maps import (
 EXACT = 1e-11  # float64, some twenty layers
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small that a second thread only waits
+    yield
+    torch.set_num_threads(threads)
+
+
 class Chain(nn.Module):
     def __init__(self, fixed=None):
         super().__init__()

@@ -45,6 +45,14 @@ def tiny(name: str) -> Network:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small that a second thread only waits
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def fitted() -> dict[str, ChannelMap]:
     return {name: fit_to_class(tiny(name), find_groups(exported(name))) for name in nets.NETS}

@@ -17,6 +17,14 @@ from tests.pipeline.maps import cut, group, network_of, random_keep, resnet_map
 SPEC = "benchmarks.networks:digits_resnet"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so small that a second thread only waits
+    yield
+    torch.set_num_threads(threads)
+
+
 class Oddities(nn.Module):
     """Tied weights, a buffer that no state_dict names, and a layer scale held by the block."""
 
