@@ -10,7 +10,7 @@ import onnx
 import torch
 
 from hardware.errors import ModelError
-from hardware.graphs import complete_shapes
+from hardware.graphs import complete_shapes, name_nodes
 from hardware.settling import settle
 from pipeline.errors import NetworkError
 from pipeline.records import Network
@@ -70,7 +70,19 @@ def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     complete_shapes(settled)
     del settled.metadata_props[:]
     _name_outputs(settled)
+    _name_layers(settled)
     return settled
+
+
+def _name_layers(model: onnx.ModelProto) -> None:
+    """Call every layer's node as the network calls the layer: "layer1.0.conv1", in place."""
+    parameters = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and len(node.input) > 1:
+            layer, _, last = node.input[1].rpartition(".")
+            if last == "weight" and node.input[1] in parameters:
+                node.name = layer
+    name_nodes(model)  # a layer that runs twice
 
 
 def _name_outputs(model: onnx.ModelProto) -> None:
