@@ -15,18 +15,23 @@ Reference:
     observations (calibration) are linear functionals, sec. 9.4.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
 from hardware.keys import Kind, LayerKey
+from hardware.tables import Entry
 
 Array = npt.NDArray[np.float64]
 
 TILES = (1, 4, 8, 16, 32)
+TILE_PAIRS = tuple(product(TILES, TILES))  # input channels, output channels
+USUAL_ERROR = 0.03  # relative; errors well beyond are outliers, not evidence about tiles
+OTHERS_COUNT = 0.5  # weight of the other kinds' say in a kind's tiles
 LEAST_US = 0.05  # below this a time is the clock's, not the layer's
 RESIDUAL_SCALES = (0.0, 0.02, 0.05, 0.15)  # relative standard deviation of the staircase's errors
 RESIDUAL_NOISE = (0.003, 0.01, 0.03)  # relative standard deviation of a measured entry
@@ -56,32 +61,56 @@ class FamilyModel:
         return np.asarray(np.where(estimate > LEAST_US, estimate, 0.0))
 
 
-def fit_family(keys: Sequence[LayerKey], times_us: Array, builds: Array) -> FamilyModel:
-    """Return the model of one kind of layer.
+def fit_families(entries: Mapping[Kind, Sequence[Entry]]) -> dict[Kind, FamilyModel]:
+    """Return the model of every kind of layer.
 
-    The tiles are those whose staircase predicts each point best from all others; scale and noise
-    of the residual process likewise. Thinned layers are a fixed share of whole ones.
+    Tiles belong to the device and its runtime more than to a kind of layer: each kind takes the
+    tiles that predict its entries best from one another, but what all other kinds say counts too.
+    Thinned layers are a fixed share of whole ones.
 
     Args:
-        keys: what was executed, all of one kind; at least one.
-        times_us: (n,) what it took.
-        builds: (n,) how many measurements each time is the median of.
+        entries: per kind what was measured of it; at least one entry each.
     """
-    times = np.maximum(times_us, LEAST_US)
-    thin = np.array([key.thinned for key in keys])
-    whole = [key for key, is_thin in zip(keys, thin, strict=True) if not is_thin]
+    scores = {kind: _tile_scores(found) for kind, found in entries.items()}
+    total = np.sum([s for s in scores.values() if s is not None], axis=0)
+    models = {}
+    for kind, found in entries.items():
+        own = scores[kind]
+        in_tile, out_tile = 1, 1
+        if own is not None:
+            place = int(np.argmin(own + OTHERS_COUNT * (total - own)))
+            in_tile, out_tile = TILE_PAIRS[place]
+        models[kind] = _fit_family(found, in_tile, out_tile)
+    return models
+
+
+def _tile_scores(entries: Sequence[Entry]) -> Array | None:
+    """Return how badly each pair of tiles predicts these entries; None: too few to say."""
+    whole = [entry for entry in entries if not entry.key.thinned]
+    keys = [entry.key for entry in whole]
+    times = _times(whole)
+    if len(whole) < 6 or times.max(initial=0.0) <= LEAST_US:
+        return None
     tails = tuple(sorted({key.tail for key in keys}))
-    if whole:
-        in_tile, out_tile, weights = _fit_trend(whole, times[~thin], tails)
-        features = _features(keys, in_tile, out_tile, tails)
-    else:  # nothing but thinned layers, which are then a kind of their own
-        in_tile, out_tile, weights = _fit_trend(keys, times, tails)
-        features = _features(keys, in_tile, out_tile, tails)
+    rows = (_features(keys, a, b, tails) / times[:, None] for a, b in TILE_PAIRS)
+    return np.array([_left_out_score(row) for row in rows])
+
+
+def _fit_family(entries: Sequence[Entry], in_tile: int, out_tile: int) -> FamilyModel:
+    """Return the model of one kind of layer with these tiles."""
+    keys, times = [entry.key for entry in entries], _times(entries)
+    thin = np.array([key.thinned for key in keys])
+    tails = tuple(sorted({key.tail for key in keys}))
+    features = _features(keys, in_tile, out_tile, tails)
+    # Where nothing but thinned layers was measured, they are a kind of their own.
+    rows = ~thin if not thin.all() else thin
+    weights = _robust_weights(features[rows], times[rows])
     trend = np.maximum(features @ weights, LEAST_US)
     share = float(np.median(times[thin] / trend[thin])) if thin.any() else 1.0
     trend = np.where(thin, share * trend, trend)
     widest = (max(k.in_channels for k in keys), max(k.out_channels for k in keys))
     points = _places(keys, widest)
+    builds = np.array([entry.builds for entry in entries])
     pull, error = _fit_residuals(_closeness(points, points), times / trend - 1, builds)
     return FamilyModel(
         in_tile=in_tile,
@@ -96,24 +125,8 @@ def fit_family(keys: Sequence[LayerKey], times_us: Array, builds: Array) -> Fami
     )
 
 
-def _fit_trend(
-    keys: Sequence[LayerKey], times: Array, tails: Sequence[tuple[str, ...]]
-) -> tuple[int, int, Array]:
-    """Return the tiles that predict each time best from all others, and the features' weights."""
-    fine = _features(keys, 1, 1, tails)
-    usual = _robust_weights(fine, times)
-    importance = np.minimum(1.0, 0.2 / np.maximum(np.abs(np.log(times / (fine @ usual))), 0.2))
-    best: tuple[float, int, int] | None = None
-    for in_tile in TILES:
-        for out_tile in TILES:
-            features = _features(keys, in_tile, out_tile, tails)
-            rows = features / times[:, None]
-            score = _left_out_error(rows, importance)
-            if best is None or score < best[0] * 0.999:
-                best = (score, in_tile, out_tile)
-    assert best is not None
-    _, in_tile, out_tile = best
-    return in_tile, out_tile, _robust_weights(_features(keys, in_tile, out_tile, tails), times)
+def _times(entries: Sequence[Entry]) -> Array:
+    return np.asarray(np.maximum([entry.median_us for entry in entries], LEAST_US))
 
 
 def _robust_weights(features: Array, times: Array) -> Array:
@@ -165,18 +178,20 @@ def _counts(keys: Sequence[LayerKey]) -> Array:
 
 def _closeness(a: Array, b: Array) -> Array:
     """Return how much places know of each other, (a, b), 1 for the same place."""
-    squares = ((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)
+    squares: Array = ((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)
     return np.asarray(np.exp(-squares / (2 * REACH**2)))
 
 
-def _left_out_error(rows: Array, importance: Array) -> float:
-    """Return the error with which a linear fit of ones predicts each row from all others."""
-    scaled = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
+def _left_out_score(rows: Array) -> float:
+    """Return how badly a linear fit of ones predicts each row from all others; outliers say less.
+
+    The sum over rows of the negative log density of a Cauchy distribution, up to a constant.
+    """
+    scaled: Array = rows / np.maximum(np.linalg.norm(rows, axis=0), 1e-12)
     gram = scaled @ scaled.T
-    noise = 1e-4 * np.trace(gram) / len(gram) / importance**2
-    inverse = np.linalg.inv(gram + np.diag(noise))
-    left_out = np.minimum(np.abs(inverse.sum(axis=1) / np.diag(inverse)), 1.0)
-    return float(np.sqrt(np.average(left_out**2, weights=importance)))
+    inverse = np.linalg.inv(gram + 1e-4 * np.trace(gram) / len(gram) * np.eye(len(gram)))
+    left_out = inverse.sum(axis=1) / np.diag(inverse)
+    return float(np.log1p((left_out / USUAL_ERROR) ** 2).sum())
 
 
 def _fit_residuals(closeness: Array, residuals: Array, builds: Array) -> tuple[Array, float]:
@@ -259,7 +274,7 @@ def calibrate(
         )
         spread = counts @ _covariance(sharing, keys, times_us, keys, times_us) @ counts.T
         spread += (sharing.outside * usual) ** 2
-        for noise in (0.001, 0.003, 0.01, 0.03):
+        for noise in (0.0002, 0.001, 0.003, 0.01, 0.03):
             score, pull = _condition(spread, np.hypot(noise * end_to_end_us, uncertain_us), missing)
             if best is None or score > best[0]:
                 best = (score, sharing, pull)

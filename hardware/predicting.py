@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hardware.errors import MissingLatencyError
-from hardware.fitting import Calibration, FamilyModel, calibrate, fit_family
+from hardware.fitting import Calibration, FamilyModel, calibrate, fit_families
 from hardware.keys import Kind, Layer, LayerKey
-from hardware.tables import LatencyTable
+from hardware.tables import Entry, LatencyTable
 
 Array = npt.NDArray[np.float64]
 Candidates = Mapping[str, tuple[int, ...]]
@@ -191,7 +191,7 @@ class _Prices:
     def __init__(self, table: LatencyTable, layers: Sequence[Layer]) -> None:
         self.table = table
         self.kinds = {layer.key.kind for layer in layers}
-        self.models: dict[Kind, FamilyModel] = {}
+        self.models: dict[Kind, FamilyModel] | None = None
         self.calibration = self._calibration()
         self.known: dict[LayerKey, float] = {}
 
@@ -223,21 +223,17 @@ class _Prices:
         return key is None or key in self.table.by_key
 
     def _model(self, kind: Kind, example: LayerKey) -> FamilyModel | None:
-        if kind not in self.models:
-            entries = [entry for entry in self.table.entries if entry.key.kind == kind]
-            if not entries and kind in self.kinds:
-                raise MissingLatencyError(
-                    f"No {example.operator} of {'x'.join(map(str, example.in_size))} px has been "
-                    f"measured on {self.table.key.device}. Measure this network: espalier profile."
-                )
-            if not entries:  # what is left of an emptied branch: free until measured
-                return None
-            self.models[kind] = fit_family(
-                [entry.key for entry in entries],
-                np.array([entry.median_us for entry in entries]),
-                np.array([entry.builds for entry in entries]),
+        if self.models is None:
+            entries: dict[Kind, list[Entry]] = {}
+            for entry in self.table.entries:
+                entries.setdefault(entry.key.kind, []).append(entry)
+            self.models = fit_families(entries)
+        if kind not in self.models and kind in self.kinds:
+            raise MissingLatencyError(
+                f"No {example.operator} of {'x'.join(map(str, example.in_size))} px has been "
+                f"measured on {self.table.key.device}. Measure this network: espalier profile."
             )
-        return self.models[kind]
+        return self.models.get(kind)  # None: left of an emptied branch, free until measured
 
     def _calibration(self) -> Calibration:
         """Learn from the variants that consist of layers of these kinds."""
