@@ -214,7 +214,7 @@ def _cut(tensor: TensorProto, axes: Mapping[int, npt.NDArray[np.bool_]]) -> None
     values = to_array(tensor)
     for axis, stays in axes.items():
         values = values.compress(stays, axis=axis)
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), tensor.name))
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
 def _recompute_sizes(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -> None:

@@ -99,7 +99,7 @@ def constant_values(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
 
 def replace_initializer(model: onnx.ModelProto, name: str, values: npt.NDArray[Any]) -> None:
     """Give an initializer new values, or add it."""
-    new = numpy_helper.from_array(np.ascontiguousarray(values), name)
+    new = numpy_helper.from_array(values, name)
     for tensor in model.graph.initializer:
         if tensor.name == name:
             tensor.CopyFrom(new)

@@ -98,9 +98,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
     present = initializers(model)
     for name in folded:
         if name in used and name not in present:
-            model.graph.initializer.append(
-                numpy_helper.from_array(np.ascontiguousarray(values[name]), name)
-            )
+            model.graph.initializer.append(numpy_helper.from_array(values[name], name))
 
 
 def _outer_names(nodes: list[NodeProto]) -> set[str]:

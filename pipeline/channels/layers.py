@@ -176,6 +176,10 @@ def matmul(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     _mark(trace, one, -1, -2)
     _mark(trace, other, -2, -1)
     fields = trace.join([rows, columns], grid, f"meets a fixed size at {where(node)}")
+    if not (left.is_constant or right.is_constant):  # no weight reads them: nothing to silence
+        for labels in fields:
+            if labels.shape[len(grid) - 2] > 1:
+                trace.unions.mix(labels, (len(grid) - 2,), node.op_type)
     kept = _summed(trace, fields, len(grid) - 2, node)
     rank = len(grid) - 1
     kept = [f.reshape((1,) * (rank - f.ndim) + f.shape) for f in kept]

@@ -167,6 +167,22 @@ def gather(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     return [Value(shape=shape, fields=tuple(moved_fields), is_constant=constant)]
 
 
+def gather_nd(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
+    """Pick by index tuples: the axes that they address are fixed, the others stay."""
+    value, indices = source(inputs), inputs[1]
+    assert indices is not None
+    shape = output_shapes(trace, node)[0]
+    batches = attributes(node).get("batch_dims", 0)
+    addressed = batches + indices.shape[-1]
+    fields = list(value.fields)
+    for axis in range(addressed):
+        fields = trace.fix(fields, axis, f"channels are picked by index at {where(node)}")
+    picked = (1,) * (len(indices.shape) - 1)
+    kept = tuple(labels.reshape((*picked, *labels.shape[addressed:])) for labels in fields)
+    constant = value.is_constant and indices.is_constant
+    return [Value(shape=shape, fields=kept, is_constant=constant)]
+
+
 def concat(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     """Lay values side by side along one axis."""
     shape, values = output_shapes(trace, node)[0], present(inputs)

@@ -39,6 +39,7 @@ RULES: dict[str, Rule] = {
     "DepthToSpace": movement.depth_to_space,
     "Expand": movement.expand,
     "Gather": movement.gather,
+    "GatherND": movement.gather_nd,
     "Pad": movement.pad,
     "Slice": movement.slice_,
     "SpaceToDepth": movement.space_to_depth,

@@ -139,3 +139,19 @@ def test_settling_computes_shapes_and_unrolls_sequences() -> None:
     assert [n.op_type for n in settled.graph.node] == ["Conv", "Split", "Add", "Reshape"]
     assert difference(run(settled), run(graph)) == 0.0
     assert len({node.name for node in settled.graph.node}) == 4
+
+
+def test_a_folded_scalar_stays_a_scalar() -> None:
+    nodes = [
+        helper.make_node("Constant", [], ["first"], "pick", value_int=0),
+        helper.make_node("Gather", ["input", "first"], ["output"], "gather", axis=1),
+    ]
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 4])]
+    outputs = [helper.make_tensor_value_info("output", TensorProto.FLOAT, [1, 4])]
+    graph = helper.make_graph(nodes, "g", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+    settled = settle(model)
+
+    assert [list(t.dims) for t in settled.graph.initializer] == [[]]
+    assert run(settled)[0].shape == (1, 4)
