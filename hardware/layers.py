@@ -10,7 +10,7 @@ A *layer* is one anchor node and the nodes that follow it for free or nearly so.
 4. Nodes that are computed from constants alone belong to no layer: runtimes fold them.
 
 Whether a runtime really fuses a layer's nodes is its own affair: the time of all of them is the
-layer's time (see `hardware.sweeping`).
+layer's time (see `hardware.attributing`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -2,32 +2,26 @@
 
 The full network, the *anchor*, is timed in turns with every variant, so that the device's drift
 can be told from the variant's speed.
-
-Attribution. A runtime reports executed nodes, each with the ONNX nodes that it covers. Its time
-belongs to the layer of the first convolution, Gemm or MatMul among them, else to the layer of the
-first node that is known. An executed node that covers none (a layout reorder) prepares the input
-of what runs next, and belongs to that layer; after the last layer, to the last.
 """
 
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, cycle
 from math import ceil
 from pathlib import Path
 from statistics import median
 
 import onnx
 
+from hardware.attributing import attribute, owners_of
 from hardware.carving import carve, keep_first
 from hardware.channels import ChannelMap
 from hardware.designing import design
-from hardware.errors import RunError
 from hardware.keys import Layer, LayerKey
-from hardware.layers import PRODUCTS
 from hardware.predicting import predict_plan_ms
-from hardware.runtimes.base import EngineSettings, NodeTime, Runtime
+from hardware.runtimes.base import Engine, EngineSettings, Feeds, NodeTime, Runtime, Timer
 from hardware.tables import LatencyTable, Variant
 from hardware.timing import Protocol, Series, ratio, time_together
 
@@ -43,10 +37,14 @@ PROTOCOL = Protocol(
 PROFILE_S = 0.3  # of profiling per variant
 PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
 # A variant whose median is known worse than this (relative width of its interval), or whose nodes
-# add up to something else than its end-to-end time, was disturbed and is measured again.
+# add up otherwise than those of the variants before it, was disturbed and is measured again.
 STEADY_WIDTH = 0.05
-PLAUSIBLE_ADDITIVITY = (0.93, 1.10)
+STEADY_ADDITIVITY = 0.05
 MOST_PASSES = 3
+LEAST_TO_EXPECT = 6  # variants before additivity is held against those before
+# Two engines of one model differ by up to 3 % for as long as they live (where their memory lies):
+# what everything is compared to is timed on several of them in turns, and a plan likewise.
+ANCHORS, PLAN_ENGINES = 3, 2
 LEAST_BUILDS, MOST_BUILDS = 14, 40
 RELATED_BUILDS = 4  # where other networks have measured every kind of layer
 # A sweep ends when this many last variants are predicted this well from those before them.
@@ -84,7 +82,7 @@ def measure(
         CarveError: the template cannot be cut like this.
     """
     stand = Stand(template, channels, layers, runtime, settings, protocol)
-    return stand.measure(widths, table)
+    return stand.measure(widths, table, engines=PLAN_ENGINES)
 
 
 def sweep(
@@ -161,22 +159,29 @@ class Stand:
         self.template, self.channels, self.layers = template, channels, layers
         self.runtime, self.settings, self.protocol = runtime, settings, protocol
         self.digest = digest_of(template)
-        self.anchor = runtime.build(template, settings)
+        self.anchors = [runtime.build(template, settings) for _ in range(ANCHORS)]
 
     def measure(
-        self, widths: Mapping[str, int], table: LatencyTable
+        self, widths: Mapping[str, int], table: LatencyTable, engines: int = 1
     ) -> tuple[LatencyTable, Variant]:
-        """Return the table with one more variant, and the variant; see `sweeping.measure`."""
+        """Return the table with one more variant, and the variant; see `sweeping.measure`.
+
+        Args:
+            widths: of the variant.
+            table: where it is added.
+            engines: so many are built of the variant and timed in turns.
+        """
         widths = complete_widths(self.channels, widths)
         model = carve(self.template, self.channels, keep_first(self.channels, widths))
-        engine = self.runtime.build(model, self.settings)
+        plain = [self.runtime.build(model, self.settings) for _ in range(engines)]
         profiled = self.runtime.build(model, self.settings, profile=True)
-        feeds = engine.random_feeds()
-        timers = [self.anchor.timer(feeds), engine.timer(feeds)]
+        feeds = plain[0].random_feeds()
+        timers = [_in_turns(self.anchors, feeds), _in_turns(plain, feeds)]
         anchor, series = time_together(timers, self.protocol, seed=len(table.variants))
         runs = _profile_runs(series.latency.median_ms)
         passes = [profiled.node_times(feeds, runs)]
-        while len(passes) < MOST_PASSES and _is_disturbed(series, passes):
+        usual = _usual_additivity(table, self.digest)
+        while len(passes) < MOST_PASSES and _is_disturbed(series, passes, usual):
             # Something else ran meanwhile: keep the steadier timing, and the median of profiles.
             again = time_together(timers, self.protocol, seed=len(passes))
             if again[1].interval.relative_width < series.interval.relative_width:
@@ -201,74 +206,46 @@ class Stand:
         return table, table.variants[-1]
 
 
-def attribute(
-    times: Sequence[NodeTime],
-    owners: Mapping[str, tuple[Layer, bool]],
-    layers: Sequence[Layer],
-    widths: Mapping[str, int],
-) -> list[tuple[LayerKey, float]]:
-    """Return what was executed and how long it took, in the order of the layers.
-
-    A layer that is emptied appears where some of its tail may still run. What runs of a layer of
-    which nothing should be left counts for the layer before it.
-
-    Args:
-        times: executed nodes in run order.
-        owners: per name of a node or value its layer, and whether it is the layer's anchor.
-        layers: of the template.
-        widths: of the variant.
-
-    Raises:
-        RunError: the runtime named no node of the model.
-    """
-    homes = [_home(time, owners) for time in times]
-    if not any(homes):
-        names = ", ".join(time.name for time in times[:5])
-        raise RunError(
-            f"None of the {len(times)} executed nodes ({names}, ...) could be traced to the model. "
-            "The runtime renamed them all: report this with the runtime's version."
-        )
-    spent: dict[str, float] = {}
-    following: str | None = None
-    last = next(home for home in reversed(homes) if home)
-    for time, home in zip(reversed(times), reversed(homes), strict=True):
-        following = home or following or last
-        spent[following] = spent.get(following, 0.0) + time.time_us
-    found: list[tuple[LayerKey, float]] = []
-    for layer in layers:
-        key = layer.rest_key_at(widths) if layer.is_emptied(widths) else layer.key_at(widths)
-        if key is not None:
-            found.append((key, spent.get(layer.name, 0.0)))
-        elif layer.name in spent and found:
-            before, time_us = found.pop()
-            found.append((before, time_us + spent[layer.name]))
-    return found
-
-
-def owners_of(model: onnx.ModelProto, layers: Sequence[Layer]) -> dict[str, tuple[Layer, bool]]:
-    """Return, per name of a node or value of a model, its layer and whether it is its anchor."""
-    by_node = {name: layer for layer in layers for name in layer.nodes}
-    owners: dict[str, tuple[Layer, bool]] = {}
-    for node in model.graph.node:
-        name = node.name if node.name in by_node else node.output[0]
-        if name in by_node:
-            layer = by_node[name]
-            anchors = name == layer.nodes[0] and layer.key.operator in PRODUCTS
-            for label in (node.name, *node.output):
-                owners.setdefault(label, (layer, anchors))
-    return owners
-
-
 def _profile_runs(median_ms: float) -> int:
     fewest, most = PROFILE_RUNS
     return min(max(ceil(1000 * PROFILE_S / median_ms), fewest), most)
 
 
-def _is_disturbed(series: Series, passes: Sequence[Sequence[NodeTime]]) -> bool:
+def _in_turns(engines: Sequence[Engine], feeds: Feeds) -> Timer:
+    """Return a timer that asks each engine in turn."""
+    timers = cycle([engine.timer(feeds) for engine in engines])
+    return lambda calls: next(timers)(calls)
+
+
+def _usual_additivity(table: LatencyTable, digest: str) -> Callable[[float], float]:
+    """Return what end-to-end time over sum is to be expected, by the sum of node times, us.
+
+    Time outside of the nodes and the profiler's own cost per node weigh more in small variants:
+    the end-to-end time is taken as linear in the sum, through the medians of the faster and the
+    slower half of the variants. 0 while there are too few variants to expect anything.
+    """
+    pairs = sorted(
+        (v.sum_us, 1000 * v.end_to_end.median_ms) for v in table.variants if v.template == digest
+    )
+    if len(pairs) < LEAST_TO_EXPECT:
+        return lambda sum_us: 0.0
+    halves = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
+    (low_sum, low), (high_sum, high) = (
+        (median(pair[0] for pair in half), median(pair[1] for pair in half)) for half in halves
+    )
+    if high_sum <= low_sum:
+        return lambda sum_us: high / high_sum
+    slope = (high - low) / (high_sum - low_sum)
+    return lambda sum_us: (low + slope * (sum_us - low_sum)) / sum_us
+
+
+def _is_disturbed(
+    series: Series, passes: Sequence[Sequence[NodeTime]], usual: Callable[[float], float]
+) -> bool:
     total_us = sum(time.time_us for time in _median_times(passes))
-    low, high = PLAUSIBLE_ADDITIVITY
-    adds_up = low <= 1000 * series.latency.median_ms / total_us <= high
-    return series.interval.relative_width > STEADY_WIDTH or not adds_up
+    expected = usual(total_us)
+    off = abs(1000 * series.latency.median_ms / total_us / expected - 1) if expected else 0.0
+    return series.interval.relative_width > STEADY_WIDTH or off > STEADY_ADDITIVITY
 
 
 def _median_times(passes: Sequence[Sequence[NodeTime]]) -> tuple[NodeTime, ...]:
@@ -296,12 +273,6 @@ def digest_of(template: onnx.ModelProto) -> str:
     for value in template.graph.input:
         state.update(value.SerializeToString(deterministic=True))
     return state.hexdigest()[:16]
-
-
-def _home(time: NodeTime, owners: Mapping[str, tuple[Layer, bool]]) -> str | None:
-    known = [owners[name] for name in time.nodes if name in owners]
-    anchors = [layer.name for layer, is_anchor in known if is_anchor]
-    return next(iter([*anchors, *(layer.name for layer, _ in known)]), None)
 
 
 def _seen_elsewhere(table: LatencyTable, digest: str) -> list[LayerKey]:

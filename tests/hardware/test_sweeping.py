@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from hardware.attributing import attribute, owners_of
 from hardware.carving import carve, keep_first
 from hardware.errors import BuildError, RunError, RuntimeMissingError
 from hardware.layers import layers_of
@@ -8,7 +9,7 @@ from hardware.predicting import costs, predict_ms
 from hardware.runtimes import RUNTIMES, get_runtime
 from hardware.runtimes.base import EngineSettings, NodeTime
 from hardware.runtimes.fake import FakeRuntime
-from hardware.sweeping import attribute, complete_widths, digest_of, measure, owners_of, sweep
+from hardware.sweeping import complete_widths, digest_of, measure, sweep
 from hardware.tables import LatencyTable, key_of, load_table
 from hardware.timing import Protocol
 from tests.hardware import templates
