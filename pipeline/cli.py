@@ -106,7 +106,8 @@ def profile(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = 
 @app.command()
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="timm:NAME, torchvision:NAME, package.module:factory")
+        str,
+        typer.Argument(help="timm:NAME, torchvision:NAME, package.module:factory, or FILE.onnx"),
     ],
     input_shape: Annotated[
         str, typer.Option(help="One image: channels,height,width")

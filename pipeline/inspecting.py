@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hardware.carving import load_model
 from hardware.channels import ChannelMap
 from hardware.cleaning import fold_norms
 from hardware.layers import Layer, layers_of
@@ -60,14 +61,21 @@ def inspect_model(
     """Return the pruning groups of a network, those frozen that its class cannot lose.
 
     Args:
-        name: timm:NAME, torchvision:NAME or package.module:factory.
-        input_shape: "channels,height,width".
+        name: timm:NAME, torchvision:NAME, package.module:factory, or an ONNX file, whose groups
+            are shown as the graph has them, without their redundancy.
+        input_shape: "channels,height,width"; an ONNX file has its own.
         weights: a safetensors file; without it redundancy is that of random weights.
         redundancy: one of MEASURES.
 
     Raises:
         NetworkError: the network cannot be found, built or exported.
+        ModelError: the ONNX file is corrupt.
     """
+    if name.endswith(".onnx"):
+        graph = load_model(Path(name))
+        channels = find_groups(graph)
+        layers = layers_of(fold_norms(graph), channels)
+        return Inspection(title=name, channels=channels, layers=layers, floors=())
     section = ModelSection(name=name, weights=weights, input_shape=parse_shape(input_shape))
     network = load_network(section)
     graph = export_graph(network)

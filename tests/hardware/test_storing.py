@@ -22,7 +22,9 @@ def test_a_record_reads_back_as_it_was_saved(tmp_path):
 def test_a_newer_schema_is_refused(tmp_path):
     (tmp_path / "point.json").write_text(json.dumps({"schema": 99, "x_ms": 1}))
 
-    with pytest.raises(StorageError, match="has schema 99; this version of Espalier reads schema 1"):
+    with pytest.raises(
+        StorageError, match="has schema 99; this version of Espalier reads schema 1"
+    ):
         load_record(Point, tmp_path / "point.json")
 
 

@@ -159,12 +159,12 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(finished, tmp_path):
 def test_a_target_that_cannot_be_met_says_what_can(tmp_path):
     impossible = recipe(tmp_path, target={"runtime": "fake", "latency_ratio": 0.01})
 
-    with pytest.raises(PlanError, match="cannot be met"):
+    with pytest.raises(PlanError, match="No widths meet the target"):
         make_plan(impossible)
 
 
 def test_a_runtime_that_does_not_exist_is_named_with_those_that_do(tmp_path):
-    with pytest.raises(RuntimeMissingError, match="Unknown runtime 'npu'. Known: fake, ort, ov"):
+    with pytest.raises(RuntimeMissingError, match=r"Unknown runtime 'npu'\. Known: fake, ort, ov"):
         compress(recipe(tmp_path, target={"runtime": "npu", "latency_ratio": 0.5}))
 
 

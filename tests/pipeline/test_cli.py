@@ -1,0 +1,223 @@
+"""What a user sees: exit codes and messages. Every bad input ends in code 2 and one clear text."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from tests.pipeline.test_run import PLAN
+
+RECIPE = {
+    "model": {
+        "name": "benchmarks.networks:digits_resnet",
+        "arguments": {"blocks": 1},
+        "input_shape": [1, 16, 16],
+    },
+    "data": {"source": "digits", "batch": 128},
+    "target": {"runtime": "fake", "latency_ratio": 0.6},
+    "plan": PLAN,
+    "finetune": {"epochs": 1, "bf16": False},
+}
+
+
+def espalier(folder: Path, command: str, *overrides: str) -> tuple[int, str]:
+    """Run a command on the recipe above; returns exit code and everything that was said."""
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    places = (f"out={folder / 'out'}", f"profiles={folder / 'profiles'}")
+    words = [command, str(path)]
+    for override in (*places, *overrides):
+        words += ["--set", override]
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture
+def images(tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for index in range(8):
+                place = tmp_path / "images" / split / name / f"{index}.png"
+                Image.new("L", (16, 16), index).save(place)
+    return tmp_path / "images"
+
+
+def test_plan_shows_the_plan_and_changes_nothing(tmp_path):
+    code, said = espalier(tmp_path, "plan")
+
+    assert code == 0
+    assert "layer1.0.conv1" in said and "Plan:" in said
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_verdict_that_passes_ends_with_code_0(tmp_path):
+    code, said = espalier(tmp_path, "compress", "limits.accuracy_drop_points=100")
+
+    assert code == 0
+    assert "Verdict: passed" in said
+
+
+def test_a_verdict_that_fails_ends_with_code_1(tmp_path):
+    code, said = espalier(tmp_path, "compress", "finetune.epochs=0", "limits.parity=1e-30")
+
+    assert code == 1
+    assert "Verdict: missed" in said
+
+
+def test_an_unknown_key_ends_with_code_2(tmp_path):
+    code, said = espalier(tmp_path, "compress", "plan.epoch=3")
+
+    assert code == 2
+    assert "plan.epoch: unknown key. Known here:" in said
+
+
+def test_a_runtime_that_is_not_installed_ends_with_code_2(tmp_path, monkeypatch):
+    find_spec = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == "openvino" else find_spec(name, *rest),
+    )
+
+    code, said = espalier(tmp_path, "compress", "target.runtime=ov")
+
+    assert code == 2
+    assert "OpenVINO is not installed. Install it: pip install openvino" in said
+
+
+def test_a_target_that_cannot_be_met_says_what_can_be(tmp_path):
+    code, said = espalier(tmp_path, "plan", "target.latency_ratio=0.05", "plan.redundancy=graph")
+
+    assert code == 2
+    assert "The least that can be met above the redundancy floors is" in said
+    assert "At their narrowest there:" in said and "floor" in said
+
+
+def test_weights_that_do_not_fit_end_with_code_2(tmp_path):
+    save_file({"conv1.weight": torch.zeros(3, 1, 3, 3)}, tmp_path / "w.safetensors")
+
+    code, said = espalier(tmp_path, "compress", f"model.weights={tmp_path / 'w.safetensors'}")
+
+    assert code == 2
+    assert "NetworkError" in said and "conv1.weight" in said
+
+
+def test_a_folder_without_images_ends_with_code_2(tmp_path, images):
+    for image in (images / "train" / "dog").iterdir():
+        image.unlink()
+
+    code, said = espalier(tmp_path, "compress", f"data.source={images}")
+
+    assert code == 2
+    assert "DataError" in said and "dog" in said
+
+
+def test_a_class_missing_in_val_ends_with_code_2(tmp_path, images):
+    for image in (images / "val" / "dog").iterdir():
+        image.unlink()
+    (images / "val" / "dog").rmdir()
+
+    code, said = espalier(tmp_path, "compress", f"data.source={images}")
+
+    assert code == 2
+    assert "DataError" in said and "dog" in said
+
+
+def test_a_corrupt_onnx_file_ends_with_code_2(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "model.onnx")])
+
+    assert result.exit_code == 2
+    assert "is not a sound ONNX model" in " ".join(result.output.split())
+
+
+def test_a_table_of_another_device_ends_with_code_2(tmp_path):
+    assert espalier(tmp_path, "profile")[0] == 0
+    [table] = (tmp_path / "profiles").rglob("*.json")
+    body = json.loads(table.read_text())
+    body["key"]["fingerprint"] = "0" * len(body["key"]["fingerprint"])
+    table.write_text(json.dumps(body))
+
+    code, said = espalier(tmp_path, "plan", f"target.table={table}")
+
+    assert code == 2
+    assert "was measured elsewhere: fingerprint" in said
+
+
+def test_an_output_folder_that_cannot_be_written_ends_with_code_2(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+
+    code, said = espalier(tmp_path, "compress", f"out={tmp_path / 'file' / 'out'}")
+
+    assert code == 2
+    assert "Cannot write" in said and "choose another output folder" in said
+
+
+def test_inspect_shows_groups_and_writes_a_page(tmp_path):
+    words = ["inspect", "torchvision:resnet18", "--input-shape", "3,64,64"]
+
+    result = CliRunner().invoke(
+        app, [*words, "--html", str(tmp_path / "page.html")], env={"COLUMNS": "160"}
+    )
+
+    assert result.exit_code == 0, result.output
+    assert "layer1.0.conv1" in result.output
+    assert "layer1.0.conv1" in (tmp_path / "page.html").read_text()
+
+
+def test_inspect_prints_json_that_parses():
+    words = ["inspect", "torchvision:resnet18", "--input-shape", "3,64,64", "--json"]
+
+    body = json.loads(CliRunner().invoke(app, words).stdout)
+
+    assert body["prunable_channel_share"] > 0.9
+    assert {group["name"] for group in body["groups"]} >= {"layer1.0.conv1"}
+
+
+def test_an_input_shape_of_two_numbers_is_refused():
+    result = CliRunner().invoke(app, ["inspect", "timm:resnet18", "--input-shape", "64,64"])
+
+    assert result.exit_code == 2
+    assert "An input shape is channels,height,width" in " ".join(result.output.split())
+
+
+def test_devices_names_every_runtime():
+    result = CliRunner().invoke(app, ["devices"], env={"COLUMNS": "160"})
+
+    assert result.exit_code == 0
+    assert all(name in result.output for name in ("ort", "ov", "fake"))
+
+
+def test_devices_works_where_torch_is_absent():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pipeline.cli import app\n"
+        "app(['devices'], standalone_mode=False)\n"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_compress_without_torch_says_what_to_install(tmp_path):
+    code = (
+        "import sys\n"
+        "from importlib import util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
+        "from pipeline.cli import app\n"
+        "app(['compress', 'recipe.yaml'])\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 2
+    assert "needs torch, which is not installed" in " ".join(done.stderr.split())
