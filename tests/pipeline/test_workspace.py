@@ -49,7 +49,7 @@ def test_restart_discards_what_an_earlier_run_left(tmp_path):
 def test_an_output_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
 
-    with pytest.raises(StorageError, match="Cannot write .* choose another output folder"):
+    with pytest.raises(StorageError, match=r"Cannot write .* choose another output folder"):
         Workspace(recipe(tmp_path / "file" / "out"))
 
 
