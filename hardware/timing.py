@@ -184,7 +184,7 @@ def time_together(
     """
     generator = np.random.default_rng(seed)
     tell = progress or _silent
-    with _without_garbage_collection():
+    with without_garbage_collection():
         recorders = [_Recorder(t, warm_up(t, protocol), protocol) for t in timers]
         settles = protocol.settle and len(recorders) > 1
         watch = _Watch(foreign_s, protocol)
@@ -212,9 +212,9 @@ def time_together(
 def warm_up(timer: Timer, protocol: Protocol) -> int:
     """Run until two blocks of samples agree or `warmup_s` is spent; return calls per sample."""
     start = time.monotonic()
-    samples = [_checked(timer(1))]
+    samples = [checked_ms(timer(1))]
     while time.monotonic() - start < protocol.warmup_s:
-        samples.append(_checked(timer(1)))
+        samples.append(checked_ms(timer(1)))
         before, now = samples[-2 * WARM_BLOCK : -WARM_BLOCK], samples[-WARM_BLOCK:]
         if len(samples) >= 2 * WARM_BLOCK and (
             abs(median(now) / median(before) - 1) <= protocol.warm_tolerance
@@ -239,7 +239,7 @@ class _Recorder:
         if settles:
             self.timer(1)
         wall, own = time.perf_counter_ns(), time.process_time_ns()
-        milliseconds = _checked(self.timer(self.calls))
+        milliseconds = checked_ms(self.timer(self.calls))
         own_ns, wall_ns = time.process_time_ns() - own, time.perf_counter_ns() - wall
         self.samples_ms.append(milliseconds)
         self.shares.append(own_ns / max(wall_ns, 1))
@@ -291,7 +291,8 @@ class _Watch:
 
 
 @contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
+    """Collect the garbage once and let the collector rest meanwhile."""
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -302,7 +303,8 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _checked(milliseconds: float) -> float:
+def checked_ms(milliseconds: float) -> float:
+    """Return the time that a timer gave; raises RunError where it is none."""
     if not (isfinite(milliseconds) and milliseconds > 0):
         raise RunError(f"A timer returned {milliseconds} ms; a time must be positive and finite.")
     return milliseconds

@@ -9,7 +9,9 @@ import weakref
 from collections import defaultdict
 from importlib import util
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 
 from hardware.device import this_device
@@ -35,18 +37,10 @@ FILE = "model.onnx"
 PROFILE_WARMUP = 5  # first inferences allocate and page in; their node times are left out
 
 
-class OrtEngine(Engine):
-    """An ONNX Runtime session; the ONNX file is the deliverable."""
+class OrtSession(Engine):
+    """What runs: a session, however it came to be."""
 
-    def __init__(self, model: onnx.ModelProto, settings: EngineSettings, profile: bool) -> None:
-        self.model, self.settings, self.profile = model, settings, profile
-        self.serialized = model.SerializeToString()
-        self.inputs = input_shapes(model)
-        self.dtypes = input_dtypes(model)
-        self.precision = settings.precision
-        self.session: Vendor = None
-        self._traces: Path | None = None  # where the open profile is written
-        self._open()
+    session: Vendor
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Return every output by name; raises RunError."""
@@ -59,6 +53,54 @@ class OrtEngine(Engine):
         self.check(feeds)
         held = dict(feeds)
         return timer_of(lambda: self._run(held))
+
+    def _run(self, feeds: dict[str, Array]) -> list[Array]:
+        try:
+            outputs: list[Array] = self.session.run(None, feeds)
+        except Exception as error:  # the runtime's errors share no public base class
+            raise RunError(f"ONNX Runtime failed while running: {error}") from error
+        return outputs
+
+
+class OrtFileEngine(OrtSession):
+    """A session of a file, read by the runtime alone: nothing of it is held twice."""
+
+    def __init__(self, path: Path, settings: EngineSettings) -> None:
+        self.path, self.precision = path, settings.precision
+        self.session = _session(str(path), _options(settings))
+        self.inputs, self.dtypes = {}, {}
+        for value in self.session.get_inputs():
+            if not all(isinstance(size, int) and size > 0 for size in value.shape):
+                raise BuildError(
+                    f"{path}: input {value.name!r} has an open size in its shape {value.shape}. "
+                    "Export the model with fixed sizes, batch included."
+                )
+            self.inputs[value.name] = tuple(value.shape)
+            self.dtypes[value.name] = _dtype(value.type)
+
+    def node_times(self, feeds: Feeds, runs: int) -> tuple[NodeTime, ...]:
+        """Raise RunError: only engines that are built from a model can be profiled."""
+        raise RunError("This engine was built without profiling; build it with profile=True.")
+
+    def save(self, folder: Path) -> Path:
+        """Copy the file that was loaded."""
+        path = folder / self.path.name
+        write_whole(path, self.path.read_bytes())
+        return path
+
+
+class OrtEngine(OrtSession):
+    """An ONNX Runtime session of a model in memory; the ONNX file is the deliverable."""
+
+    def __init__(self, model: onnx.ModelProto, settings: EngineSettings, profile: bool) -> None:
+        self.model, self.settings, self.profile = model, settings, profile
+        self.serialized = model.SerializeToString()
+        self.inputs = input_shapes(model)
+        self.dtypes = input_dtypes(model)
+        self.precision = settings.precision
+        self.session = None
+        self._traces: Path | None = None  # where the open profile is written
+        self._open()
 
     def node_times(self, feeds: Feeds, runs: int) -> tuple[NodeTime, ...]:
         """Return each node's median time; raises RunError without `profile=True`."""
@@ -100,13 +142,6 @@ class OrtEngine(Engine):
             shutil.rmtree(self._traces, ignore_errors=True)
         self._traces = None
 
-    def _run(self, feeds: dict[str, Array]) -> list[Array]:
-        try:
-            outputs: list[Array] = self.session.run(None, feeds)
-        except Exception as error:  # the runtime's errors share no public base class
-            raise RunError(f"ONNX Runtime failed while running: {error}") from error
-        return outputs
-
 
 class OnnxRuntime(Runtime):
     """ONNX Runtime with its CPU provider."""
@@ -133,23 +168,24 @@ class OnnxRuntime(Runtime):
         self, model: onnx.ModelProto, settings: EngineSettings, *, profile: bool = False
     ) -> OrtEngine:
         """Return a session on the CPU; raises BuildError."""
-        if settings.precision != "fp32":
-            raise BuildError(
-                f"ONNX Runtime on a CPU runs this model in fp32, not in {settings.precision}. "
-                "Set precision to fp32, or choose another runtime."
-            )
+        _require_fp32(settings)
         try:
             return OrtEngine(model, settings, profile)
         except ModelError as error:
             raise BuildError(str(error)) from error
 
-    def load(self, path: Path, settings: EngineSettings) -> OrtEngine:
-        """Return a session of an ONNX file; raises BuildError."""
-        try:
-            model = onnx.load(path)
-        except Exception as error:  # protobuf's and the system's errors share no base class
-            raise BuildError(f"{path} is not an ONNX file that can be read: {error}") from error
-        return self.build(model, settings)
+    def load(self, path: Path, settings: EngineSettings) -> "OrtFileEngine":
+        """Return a session of an ONNX file or of one in ONNX Runtime's own format (`.ort`)."""
+        _require_fp32(settings)
+        return OrtFileEngine(path, settings)
+
+
+def _require_fp32(settings: EngineSettings) -> None:
+    if settings.precision != "fp32":
+        raise BuildError(
+            f"ONNX Runtime on a CPU runs this model in fp32, not in {settings.precision}. "
+            "Set precision to fp32, or choose another runtime."
+        )
 
 
 def _options(settings: EngineSettings) -> Vendor:
@@ -168,18 +204,30 @@ def _options(settings: EngineSettings) -> Vendor:
     return options
 
 
-def _session(serialized: bytes, options: Vendor) -> Vendor:
-    """Return a session that really runs on the CPU provider."""
+def _session(model: bytes | str, options: Vendor) -> Vendor:
+    """Return a session of a model or a file that really runs on the CPU provider."""
     import onnxruntime as ort
 
     try:
-        session = ort.InferenceSession(serialized, options, providers=[PROVIDER])
+        session = ort.InferenceSession(model, options, providers=[PROVIDER])
     except Exception as error:  # the runtime's errors share no public base class
-        raise BuildError(f"ONNX Runtime refused the model: {error}") from error
+        what = model if isinstance(model, str) else "the model"
+        raise BuildError(f"ONNX Runtime refused {what}: {error}") from error
     # A provider that fails to start is replaced by another without an error.
     if (used := session.get_providers()) != [PROVIDER]:
         raise BuildError(f"The model would run on {', '.join(used)}, not on {PROVIDER} alone.")
     return session
+
+
+def _dtype(kind: str) -> "np.dtype[Any]":
+    """Return the dtype of what ONNX Runtime calls `tensor(float)` and the like."""
+    word = kind.removeprefix("tensor(").removesuffix(")")
+    try:
+        return np.dtype({"float": "float32", "double": "float64"}.get(word, word))
+    except TypeError as error:
+        raise BuildError(
+            f"ONNX Runtime asks for an input of {kind}; arrays have no such dtype."
+        ) from error
 
 
 def _read_trace(path: Path, runs: int) -> dict[tuple[str, str], list[int]]:
