@@ -32,7 +32,7 @@ from pipeline.pruning import prove, prune
 from pipeline.recipe import Recipe, read_recipe
 from pipeline.run import Job, compress, prepare
 from pipeline.targeting import Progress, Stages
-from pipeline.verifying import measure_quality, time_engines
+from pipeline.verifying import LOADS, measure_quality, time_engines
 from pipeline.views import group_views
 
 RECIPE = Path("benchmarks/cifar10.yaml")
@@ -72,12 +72,12 @@ def global_l2(recipe: Recipe, stages: Stages) -> dict[str, object]:
     with stages("Global L2: verifying") as progress:
         bench = job.bench
         model = fold_norms(export_graph(trained, recipe.target.batch))
-        delivered = bench.runtime.build(model, bench.settings)
-        baseline = bench.runtime.build(job.subject.template, bench.settings)
+        delivered = [bench.runtime.build(model, bench.settings) for _ in range(LOADS)]
+        baseline = [bench.runtime.build(job.subject.template, bench.settings) for _ in range(LOADS)]
         timing = time_engines(baseline, delivered, progress)
         test_images = job.data.sizes["test"]
         quality = measure_quality(
-            baseline, delivered, trained, job.data.test_batches, test_images, progress
+            baseline[0], delivered[0], trained, job.data.test_batches, test_images, progress
         )
     return {
         "searched_share": share,
@@ -107,7 +107,7 @@ def fit_threshold(job: Job, share: float, progress: Progress) -> tuple[Keep, flo
         keep = above(scores, float(ranked[middle]))
         narrowed = carve(job.subject.template, job.subject.channels, keep)
         engine = job.bench.runtime.build(narrowed, job.bench.settings)
-        timing = time_engines(full, engine)
+        timing = time_engines([full], [engine])
         found = timing.delivered.median_ms / timing.baseline.median_ms
         progress(turn, turns, f"{middle} of {len(ranked)} filters removed: {found:.3f}")
         if found <= share:

@@ -24,7 +24,14 @@ from pipeline.recipe import Recipe, dump_recipe
 from pipeline.records import EpochRecord, Network, Verdict
 from pipeline.reporting import LayerRow, Report, write_report
 from pipeline.targeting import Bench, FittedPlan, Stages, Subject, full_widths
-from pipeline.verifying import Facts, judge, measure_parity, measure_quality, time_engines
+from pipeline.verifying import (
+    LOADS,
+    Facts,
+    judge,
+    measure_parity,
+    measure_quality,
+    time_engines,
+)
 from pipeline.workspace import file_digest
 
 DELIVERED = ("model.safetensors", "architecture.json", "model.onnx", "engine", "report.html")
@@ -53,14 +60,15 @@ def deliver(
     """
     folder = recipe.out
     with stages("Building the engine") as progress:
-        baseline, delivered, path = _build(subject, shaped, bench, recipe)
+        baselines, delivered, path = _build(subject, shaped, bench, recipe)
         progress(1, 1, str(path))
     with stages("Verifying latency") as progress:
-        timing = time_engines(baseline, delivered, progress)
+        timing = time_engines(baselines, delivered, progress)
     with stages("Verifying accuracy") as progress:
-        parity = measure_parity(delivered, shaped.network, next(data.validation_batches())[0])
+        engine = delivered[0]
+        parity = measure_parity(engine, shaped.network, next(data.validation_batches())[0])
         quality = measure_quality(
-            baseline, delivered, shaped.network, data.test_batches, data.sizes["test"], progress
+            baselines[0], engine, shaped.network, data.test_batches, data.sizes["test"], progress
         )
     facts = _facts(subject, shaped, path, folder / "report.html")
     verdict = judge(recipe.target, recipe.limits, facts, timing, quality, parity)
@@ -74,15 +82,16 @@ def deliver(
 
 def _build(
     subject: Subject, shaped: Shaped, bench: Bench, recipe: Recipe
-) -> tuple[Engine, Engine, Path]:
-    """Return the baseline, the delivered engine as read back from disk, and where it lies."""
+) -> tuple[list[Engine], list[Engine], Path]:
+    """Return loads of the baseline, of the engine as read back from disk, and where it lies."""
     folder, pruned = recipe.out, shaped.network
     storing.save_network(pruned, subject.network, subject.channels, shaped.keep, folder)
     model = fold_norms(export_graph(pruned, recipe.target.batch))
     write_whole(folder / "model.onnx", model.SerializeToString())
     path = bench.runtime.build(model, bench.settings).save(folder / "engine")
-    delivered = bench.runtime.load(path, bench.settings)
-    return bench.runtime.build(subject.template, bench.settings), delivered, path
+    delivered = [bench.runtime.load(path, bench.settings) for _ in range(LOADS)]
+    baselines = [bench.runtime.build(subject.template, bench.settings) for _ in range(LOADS)]
+    return baselines, delivered, path
 
 
 def _facts(subject: Subject, shaped: Shaped, engine: Path, report: Path) -> Facts:
@@ -115,15 +124,24 @@ def layer_rows(
     """Return channels, multiply-adds and latency of every layer, at full width and at `widths`."""
     full = full_widths(subject.channels)
     both = {name: tuple(sorted({full[name], widths[name]})) for name in full}
-    costs = predicting.costs(table, subject.layers, both)
-    before, _ = predicting.layer_times(costs, both, full)
-    after, measured = predicting.layer_times(costs, both, widths)
+    before, _ = _times(table, subject, both, full)
+    after, measured = _times(table, subject, both, {**full, **widths})
     return tuple(
         _layer_row(
             layer, (full, widths), (before[layer.name], after[layer.name]), measured[layer.name]
         )
         for layer in subject.layers
     )
+
+
+def _times(
+    table: LatencyTable,
+    subject: Subject,
+    candidates: Mapping[str, tuple[int, ...]],
+    widths: Mapping[str, int],
+) -> tuple[dict[str, float], dict[str, bool]]:
+    costs = predicting.costs(table, subject.layers, candidates, around=widths)
+    return predicting.layer_times(costs, candidates, widths)
 
 
 def _layer_row(

@@ -129,7 +129,7 @@ def target_share(job: Job) -> float:
         return target.latency_ratio
     assert target.latency_ms is not None  # the recipe demands one of the two
     engine = job.bench.runtime.build(job.subject.template, job.bench.settings)
-    baseline_ms = time_engines(engine, engine).baseline.median_ms
+    baseline_ms = time_engines([engine], [engine]).baseline.median_ms
     return min(1.0, target.latency_ms / baseline_ms)
 
 

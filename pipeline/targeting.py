@@ -211,11 +211,12 @@ def fit_plan(
     """
     loop: list[Round] = []
     best: Plan | None = None
-    aims = Aims()
+    aims, around = Aims(), None
     target_ms = share * table.anchors_ms[sweeping.digest_of(subject.template)]
     for turn in range(1, recipe.plan.rounds_of_measuring + 1):
         try:
-            table, plan, done = _turn(subject, wishes, bench, table, target_ms, aims.aim, recipe)
+            spend_ms = aims.aim * target_ms
+            table, plan, done = _turn(subject, wishes, bench, table, spend_ms, around, recipe)
         except PlanError:
             if best is None:
                 raise
@@ -225,7 +226,7 @@ def fit_plan(
         used = done.measured_ms / target_ms
         if used <= 1 and (best is None or plan.value > best.value):
             best = plan
-        aims = aims.after(used)
+        aims, around = aims.after(used), plan.widths
         enough = LEAST_USED <= used <= 1 or aims.is_closed or not is_pruned(plan)
         if best is not None and enough:
             break
@@ -234,6 +235,7 @@ def fit_plan(
             f"None of {len(loop)} measured plans took {target_ms:.4f} ms or less; the last took "
             f"{loop[-1].measured_ms:.4f} ms. Raise the target, or plan.rounds_of_measuring."
         )
+    best = best.model_copy(update={"target_ms": target_ms})
     return FittedPlan(plan=best, floors=wishes.floors, loop=tuple(loop))
 
 
@@ -242,21 +244,25 @@ def _turn(
     wishes: Wishes,
     bench: Bench,
     table: LatencyTable,
-    target_ms: float,
-    aim: float,
+    spend_ms: float,
+    around: Mapping[str, int] | None,
     recipe: Recipe,
 ) -> tuple[LatencyTable, Plan, Round]:
-    """Plan for `aim` times the target, measure that plan, and explain it by the new table."""
+    """Plan for a latency, measure that plan, and explain it by the table that knows it now.
+
+    Layers of more than two groups enter the plan linearised around the widths of the turn before.
+    """
     baseline_ms = table.anchors_ms[sweeping.digest_of(subject.template)]
     allocation = planning.allocate(
         subject.channels,
         wishes.candidates,
         wishes.values,
-        predicting.costs(table, subject.layers, wishes.candidates),
-        target_us=1000 * aim * target_ms,
+        predicting.costs(table, subject.layers, wishes.candidates, around),
+        target_us=1000 * spend_ms,
         time_limit_s=recipe.plan.time_limit_s,
         floors=wishes.floors,
     )
+    predicted_ms = predicting.predict_plan_ms(table, subject.layers, allocation.widths)
     table, measured_share = _measure(subject, allocation.widths, bench, table)
     plan = planning.make_plan(
         subject.channels,
@@ -264,14 +270,14 @@ def _turn(
         wishes.saliency,
         wishes.candidates,
         wishes.values,
-        predicting.costs(table, subject.layers, wishes.candidates),
+        predicting.costs(table, subject.layers, wishes.candidates, allocation.widths),
         allocation,
-        target_ms=target_ms,
+        target_ms=spend_ms,
         baseline_ms=baseline_ms,
         objective=recipe.plan.objective,
     )
     done = Round(
-        predicted_ms=allocation.cost_us / 1000,
+        predicted_ms=predicted_ms,
         measured_ms=measured_share * baseline_ms,
         value=allocation.value,
     )

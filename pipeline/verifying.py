@@ -1,7 +1,8 @@
 """What was promised against what the delivered engine does: parity, accuracy, latency."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from hardware.intervals import Interval
 from hardware.runtimes.base import Engine
-from hardware.timing import Latency, Protocol, ratio, time_together
+from hardware.timing import Latency, Protocol, Series, ratio, time_together
 from pipeline.evaluating import Score, accuracy, engine_predictor, torch_predictor
 from pipeline.recipe import LimitsSection, TargetSection
 from pipeline.records import Network, Verdict
@@ -17,9 +18,10 @@ from pipeline.records import Network, Verdict
 Batches = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[int, int, str], None]
 
-# Ten seconds of samples at most; the interval is usually tight long before.
+# Of both models and all their loads; the interval is usually tight long before the time is up.
+LOADS = 3
 PROTOCOL = Protocol(
-    warmup_s=0.5, min_samples=200, max_samples=5000, max_seconds=10.0, relative_width=0.004
+    warmup_s=0.5, min_samples=200, max_samples=5000, max_seconds=12.0, relative_width=0.004
 )
 
 
@@ -54,23 +56,47 @@ class Facts:
 
 
 def time_engines(
-    baseline: Engine,
-    delivered: Engine,
+    baselines: Sequence[Engine],
+    delivered: Sequence[Engine],
     progress: Progress | None = None,
     protocol: Protocol = PROTOCOL,
 ) -> Timing:
-    """Return the latency of two engines, interleaved so that drift hits both alike."""
+    """Return the latency of two engines, interleaved so that drift hits both alike.
+
+    Args:
+        baselines: one model, loaded once or several times: two loads of one model were seen to
+            differ by some 2 % for as long as they live (OpenVINO), so several are sampled.
+        delivered: likewise, as many.
+        progress: told how far the sampling is.
+        protocol: when to stop.
+
+    Returns:
+        The latencies over all loads of each, and their paired ratio.
+    """
 
     def told(share: float, text: str) -> None:
         if progress is not None:
             progress(round(100 * share), 100, text)
 
-    before, after = time_together(
-        [engine.timer(engine.random_feeds()) for engine in (baseline, delivered)],
+    series = time_together(
+        [engine.timer(engine.random_feeds()) for engine in (*baselines, *delivered)],
         protocol,
         progress=told,
     )
+    before = _together(series[: len(baselines)])
+    after = _together(series[len(baselines) :])
     return Timing(baseline=before.latency, delivered=after.latency, speedup=ratio(before, after))
+
+
+def _together(series: Sequence[Series]) -> Series:
+    """Return the samples of several loads of one model as one series."""
+    return Series(
+        samples_ms=tuple(chain.from_iterable(one.samples_ms for one in series)),
+        interrupted=tuple(chain.from_iterable(one.interrupted for one in series)),
+        crowded=tuple(chain.from_iterable(one.crowded for one in series)),
+        calls=series[0].calls,
+        confidence=series[0].confidence,
+    )
 
 
 def measure_parity(engine: Engine, network: Network, images: Tensor) -> float:
