@@ -1,4 +1,4 @@
-"""What the tests of channel analysis and carving share: masking and running ONNX graphs."""
+"""What the tests of channel analysis and carving share: tiny networks as graphs, run, compared."""
 
 import functools
 from collections.abc import Mapping
@@ -9,12 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from onnx import numpy_helper
 
-from hardware.channels import ChannelMap, Keep
+from hardware.channels import ChannelMap
+from pipeline.channels.silencing import random_keep
+from pipeline.channels.silencing import silence as masked
 from pipeline.exporting import export_graph
 from pipeline.records import Network
 from tests import nets
+
+__all__ = ["difference", "exported", "masked", "random_keep", "run", "widths"]
 
 Array = npt.NDArray[Any]
 
@@ -53,44 +56,6 @@ def difference(one: list[Array], other: list[Array]) -> float:
     return max(
         float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(one, other, strict=True)
     )
-
-
-def masked(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -> onnx.ModelProto:
-    """Return the whole model with zero in the input columns that read a removed unit."""
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    weights = {tensor.name: tensor for tensor in copy.graph.initializer}
-    for group in channels.groups:
-        gone = np.ones(group.width + 1, dtype=bool)
-        gone[list(keep.get(group.name, range(group.width)))] = False
-        gone[-1] = False
-        for part in group.slices:
-            if part.role != "input":
-                continue
-            values = numpy_helper.to_array(weights[part.parameter]).copy()
-            places: list[Any] = [slice(None)] * values.ndim
-            places[part.axis] = gone[np.array(part.units)]
-            values[tuple(places)] = 0
-            weights[part.parameter].CopyFrom(numpy_helper.from_array(values, part.parameter))
-    return copy
-
-
-def random_keep(
-    channels: ChannelMap, seed: int = 0, share: float = 0.5
-) -> dict[str, tuple[int, ...]]:
-    """Return a random share of every group, at least one unit."""
-    generator = np.random.default_rng(seed)
-    return {
-        group.name: tuple(
-            sorted(
-                int(unit)
-                for unit in generator.choice(
-                    group.width, max(1, int(group.width * share)), replace=False
-                )
-            )
-        )
-        for group in channels.prunable
-    }
 
 
 def widths(channels: ChannelMap) -> Mapping[str, int]:

@@ -1,5 +1,6 @@
 """Rules of operators that keep channels apart, or mix them: element-wise, norms, pools, sums."""
 
+import numpy as np
 from onnx import NodeProto
 
 from hardware.graphs import attributes
@@ -9,6 +10,8 @@ from pipeline.channels.movement import Inputs, labels_along, output_shapes, pres
 from pipeline.channels.trace import Sized, Trace, where
 from pipeline.channels.unions import Ids
 
+SUMS = ("Add", "Sub", "Sum")  # of which no operand may be left out when a weight is silenced
+
 
 def elementwise(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     """Unite what meets in one element."""
@@ -16,6 +19,11 @@ def elementwise(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     shape = output_shapes(trace, node)[0]
     fields = trace.join(values, shape, f"meets a fixed size at {where(node)}")
     constant = all(value.is_constant for value in values)
+    if constant and node.op_type in SUMS and all(value.shape == shape for value in values):
+        for axis in range(len(shape)):
+            parts = [f.reshape(-1) for v in values for f in v.fields if f.shape[axis] > 1]
+            if len(shape) > 1 and parts:
+                trace.unions.liken(np.concatenate(parts))
     return [Value(shape=shape, fields=fields, is_constant=constant)]
 
 

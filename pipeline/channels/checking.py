@@ -21,7 +21,7 @@ def check_carved(channels: ChannelMap, keep: Keep, carved: onnx.ModelProto) -> N
     Raises:
         ProofError: two units meet, or a unit meets something that is fixed.
     """
-    trace = run_on_labels(settled(carved))
+    trace = run_on_labels(settled(carved), _grouped(channels))
     roots = trace.unions.roots()
     expected = _kept_labels(channels, keep)
     owner: dict[int, Unit | None] = {}
@@ -40,6 +40,12 @@ def check_carved(channels: ChannelMap, keep: Keep, carved: onnx.ModelProto) -> N
                     _fail(block.parameter, unit, owner[int(root)])
             elif unit is not None and len(keep.get(unit[0], (0, 1))) > 1:  # a last unit is fixed
                 _fail(block.parameter, unit, None)
+
+
+def _grouped(channels: ChannelMap) -> frozenset[str]:
+    """Return the parameters that are filters: none of them is a depthwise kernel."""
+    parts = [part for group in channels.groups for part in group.slices if part.axis == 0]
+    return frozenset(part.parameter for part in parts if part.role == "filter")
 
 
 def _kept_labels(channels: ChannelMap, keep: Keep) -> dict[tuple[str, int], list[Unit | None]]:

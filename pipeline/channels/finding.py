@@ -8,7 +8,7 @@ import onnx
 from onnx import NodeProto
 
 from hardware.channels import ChannelMap, FrozenAxis, Group, ParameterSlice, Resize
-from hardware.graphs import complete_shapes, constant_values, initializers, opset, shapes
+from hardware.graphs import complete_shapes, constant_values, initializers, opset, shapes, uses
 from hardware.settling import settled
 from pipeline.channels.branches import find_branches
 from pipeline.channels.channelwise import freeze_all
@@ -38,14 +38,21 @@ def find_groups(graph: onnx.ModelProto) -> ChannelMap:
     return _Assembly(trace, graph).channel_map()
 
 
-def run_on_labels(graph: onnx.ModelProto) -> Trace:
-    """Return what a run of the graph on labels found out."""
+def run_on_labels(graph: onnx.ModelProto, grouped: frozenset[str] = frozenset()) -> Trace:
+    """Return what a run of the graph on labels found out.
+
+    Args:
+        graph: settled.
+        grouped: parameters of convolutions that are grouped, not depthwise, even where carving has
+            left them one input channel per group.
+    """
     known = _all_shapes(graph)
     trace = Trace(
         shapes=known,
         constants=constant_values(graph),
         initializers=frozenset(initializers(graph)),
         opset=opset(graph),
+        grouped=grouped,
     )
     for tensor in graph.graph.input:
         if tensor.name not in trace.initializers:
@@ -81,8 +88,9 @@ def _apply_rule(trace: Trace, node: NodeProto) -> None:
             node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
         )
         trace.unknown[operator] += 1
+        captured = [_read(trace, name) for name in uses([node]) if name not in node.input]
         outputs = freeze_all(
-            trace, node, inputs, f"operator without a rule: {operator} {node.name}"
+            trace, node, [*inputs, *captured], f"operator without a rule: {operator} {node.name}"
         )
     elif not complete:
         outputs = freeze_all(trace, node, inputs, f"the shapes are not static at {where(node)}")

@@ -28,7 +28,7 @@ def conv(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     if groups == 1:
         trace.unions.mark(makes, "filter")
         _read(trace, reads, takes, node)
-    elif takes is None:
+    elif takes is None and not _is_grouped(trace, makes):
         _depthwise(trace, node, reads, makes, value.shape[1])
     else:
         trace.unions.mark(makes, "filter")
@@ -130,12 +130,20 @@ def _depthwise(
     trace.sizes.append(Sized(node=node.name, attribute="group", ids=reads))
 
 
+def _is_grouped(trace: Trace, makes: Ids) -> bool:
+    """Return whether filters are known to belong to a grouped convolution, not a depthwise one."""
+    blocks = (trace.unions.blocks[index] for index in trace.unions.blocks_of(makes))
+    return any(block.parameter in trace.grouped for block in blocks)
+
+
 def _grouped(
-    trace: Trace, node: NodeProto, reads: Ids | None, makes: Ids, takes: Ids, groups: int
+    trace: Trace, node: NodeProto, reads: Ids | None, makes: Ids, takes: Ids | None, groups: int
 ) -> None:
     """Tie the same position of all groups, or let whole groups go: whichever leaves more units."""
-    trace.unions.mark(takes, "input")
     rows_out = makes.reshape(groups, -1)
+    if takes is None:  # carved to one input channel per group: no axis is left to tie
+        takes = trace.unions.fresh(1)
+    trace.unions.mark(takes, "input")
     if reads is None:
         trace.unions.freeze(takes, f"meets a fixed size at {where(node)}")
         trace.unions.unite(rows_out[:1], rows_out)

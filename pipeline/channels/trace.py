@@ -38,6 +38,7 @@ class Trace:
     constants: dict[str, npt.NDArray[Any]]  # Any: of whatever dtype; small ones only
     initializers: frozenset[str]
     opset: int
+    grouped: frozenset[str] = frozenset()  # kernels of grouped convolutions, however narrow by now
     unions: Unions = field(default_factory=Unions)
     values: dict[str, Value] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)

@@ -32,6 +32,7 @@ class Unions:
     count: int = 1
     blocks: list[Block] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)  # by index of the block
+    alike: list[set[int]] = field(default_factory=list)  # blocks that play the same role
     reasons: dict[str, int] = field(default_factory=dict)  # why frozen -> the id that stands for it
     mixed: list[tuple[Ids, tuple[int, ...], str]] = field(default_factory=list)
     _pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
@@ -72,14 +73,35 @@ class Unions:
 
     def mark(self, ids: Ids, role: str) -> None:
         """Say what the parameter axes that these ids stand for are to the layer that reads them."""
+        for index in self._with_alike(self.blocks_of(ids)):
+            if RANKS[role] > RANKS[self.roles.get(index, "other")]:
+                self.roles[index] = role
+
+    def blocks_of(self, ids: Ids) -> list[int]:
+        """Return the index of every block that some of these ids belong to."""
         starts = np.array([block.start for block in self.blocks], dtype=np.int64)
         known = np.unique(ids)
         places = np.searchsorted(starts, known, side="right") - 1
+        found: dict[int, None] = {}
         for index, identity in zip(places.tolist(), known.tolist(), strict=True):
-            if index < 0 or identity >= self.blocks[index].start + self.blocks[index].extent:
-                continue
-            if RANKS[role] > RANKS[self.roles.get(index, "other")]:
-                self.roles[index] = role
+            if index >= 0 and identity < self.blocks[index].start + self.blocks[index].extent:
+                found[index] = None
+        return list(found)
+
+    def liken(self, ids: Ids) -> None:
+        """Say that what the axes behind these ids are to a layer, all of them are: w = w1 + w2."""
+        self.alike.append(set(self.blocks_of(ids)))
+
+    def _with_alike(self, indices: list[int]) -> set[int]:
+        """Return blocks and all that are alike to them."""
+        found = set(indices)
+        before = 0
+        while len(found) > before:
+            before = len(found)
+            for some in self.alike:
+                if some & found:
+                    found |= some
+        return found
 
     def roots(self) -> Ids:
         """Return for every id the smallest id that it is one with; frozen ids have root 0."""

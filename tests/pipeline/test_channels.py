@@ -157,3 +157,37 @@ def test_an_operator_with_a_rule_in_its_place_freezes_nothing() -> None:
 def test_the_map_survives_its_own_json(maps) -> None:
     for channels in maps.values():
         assert ChannelMap.model_validate_json(channels.model_dump_json()) == channels
+
+
+def test_what_control_flow_reads_is_frozen_even_where_only_its_body_names_it() -> None:
+    body = [
+        helper.make_graph(
+            [helper.make_node(kind, ["a"], ["inner"], f"{kind}_inner")],
+            kind,
+            [],
+            [helper.make_tensor_value_info("inner", TensorProto.FLOAT, [1, 4, 8, 8])],
+        )
+        for kind in ("Relu", "Neg")
+    ]
+    graph = chain_with(
+        helper.make_node("If", ["yes"], ["x"], "if_1", then_branch=body[0], else_branch=body[1])
+    )
+    graph.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+
+    channels = find_groups(graph)
+
+    assert widths(channels) == {"b": 5}
+    reasons = {axis.parameter: axis.reason for axis in channels.frozen}
+    assert "operator without a rule: If if_1" in reasons["a.weight"]
+
+
+def test_channels_whose_shapes_nothing_tells_are_frozen() -> None:
+    graph = chain_with(helper.make_node("Twirl", ["a"], ["x"], "twirl_1", domain="acme"))
+    del graph.graph.value_info[:]
+    graph.graph.output[0].type.tensor_type.ClearField("shape")
+
+    channels = find_groups(graph)
+
+    assert widths(channels) == {}
+    reasons = {axis.parameter: axis.reason for axis in channels.frozen}
+    assert "operator without a rule" in reasons["a.weight"]
