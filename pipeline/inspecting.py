@@ -1,5 +1,6 @@
 """What can be pruned in a network, and why the rest cannot: for `espalier inspect`."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from hardware.carving import load_model
 from hardware.channels import ChannelMap
 from hardware.cleaning import fold_norms
 from hardware.layers import Layer, layers_of
+from hardware.preparing import prepare
 from hardware.storing import Record
 from pipeline.channels import find_groups
 from pipeline.counting import prunable_shares
@@ -19,6 +21,8 @@ from pipeline.records import Floor
 from pipeline.redundancy import MEASURES
 from pipeline.views import group_views
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
@@ -28,12 +32,14 @@ class Inspection:
     channels: ChannelMap
     layers: tuple[Layer, ...]
     floors: tuple[Floor, ...]
+    notes: tuple[str, ...] = ()  # what was decided to make an ONNX file's shapes static
 
 
 class InspectionSummary(Record):
     """What `espalier inspect --json` prints."""
 
     model: str
+    notes: tuple[str, ...] = ()  # what was decided to make an ONNX file's shapes static
     prunable_channel_share: float  # of all convolution output channels
     prunable_macs_share: float
     groups: tuple[dict[str, object], ...]
@@ -63,19 +69,22 @@ def inspect_model(
     Args:
         name: timm:NAME, torchvision:NAME, package.module:factory, or an ONNX file, whose groups
             are shown as the graph has them, without their redundancy.
-        input_shape: "channels,height,width"; an ONNX file has its own.
+        input_shape: "channels,height,width"; an ONNX file has its own, and a batch that it leaves
+            open becomes 1.
         weights: a safetensors file; without it redundancy is that of random weights.
         redundancy: one of MEASURES.
 
     Raises:
         NetworkError: the network cannot be found, built or exported.
-        ModelError: the ONNX file is corrupt.
+        ModelError: the ONNX file is corrupt, or leaves sizes open.
     """
     if name.endswith(".onnx"):
-        graph = load_model(Path(name))
+        graph, notes = prepare(load_model(Path(name)))
+        for note in notes:
+            log.warning("%s: %s", name, note)
         channels = find_groups(graph)
         layers = layers_of(fold_norms(graph), channels)
-        return Inspection(title=name, channels=channels, layers=layers, floors=())
+        return Inspection(title=name, channels=channels, layers=layers, floors=(), notes=notes)
     section = ModelSection(name=name, weights=weights, input_shape=parse_shape(input_shape))
     network = load_network(section)
     graph = export_graph(network)
@@ -96,6 +105,7 @@ def summarize(inspection: Inspection) -> InspectionSummary:
     floors = {floor.group: floor for floor in inspection.floors}
     return InspectionSummary(
         model=inspection.title,
+        notes=inspection.notes,
         prunable_channel_share=shares.channels,
         prunable_macs_share=shares.macs,
         groups=tuple(
