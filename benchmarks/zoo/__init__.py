@@ -1,0 +1,1 @@
+"""Channel analysis on many networks, with proof: see `python -m benchmarks.zoo --help`."""

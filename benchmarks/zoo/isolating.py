@@ -1,0 +1,75 @@
+"""Run one piece of work in a process of its own, within limits of time and memory."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a process ended."""
+
+    status: str  # "ok" | "failed" | "timeout" | "memory"
+    last_line: str  # of what it printed: its result, or of its errors
+    seconds: float
+
+
+def run_module(
+    module: str, arguments: Sequence[str], *, timeout_s: float, memory_gib: float
+) -> Outcome:
+    """Run `python -m module`; a process that exceeds a limit is killed, with its children."""
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments], stdout=printed, stderr=errors
+        )
+        status = "ok"
+        try:
+            while process.poll() is None:
+                if time.monotonic() - begun > timeout_s:
+                    status = "timeout"
+                    break
+                if _resident_bytes(process.pid) > memory_gib * 2**30:
+                    status = "memory"
+                    break
+                time.sleep(POLL_S)
+        finally:
+            _end(process)
+        seconds = time.monotonic() - begun
+        if status == "ok" and process.returncode != 0:
+            status = "failed"
+        stream = printed if status == "ok" else errors
+        stream.seek(0)
+        lines = [line for line in stream.read().splitlines() if line.strip()]
+    last = lines[-1] if lines else ""
+    if status == "failed" and not last:
+        last = f"ended with code {process.returncode}"  # a signal, as a rule: no message
+    return Outcome(status=status, last_line=last, seconds=seconds)
+
+
+def _resident_bytes(pid: int) -> int:
+    """Return the memory of a process and its children; 0 where it is gone."""
+    try:
+        parent = psutil.Process(pid)
+        return sum(p.memory_info().rss for p in [parent, *parent.children(recursive=True)])
+    except psutil.Error:
+        return 0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and its children, and wait for it."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.Error:
+        children = []
+    for child in children:
+        child.kill()
+    process.kill()
+    process.wait()

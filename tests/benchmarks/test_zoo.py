@@ -1,0 +1,122 @@
+import argparse
+import sys
+
+import pytest
+import timm
+from torchvision import models
+
+from benchmarks.zoo import __main__ as zoo
+from benchmarks.zoo.isolating import run_module
+from benchmarks.zoo.measuring import conv_share
+from benchmarks.zoo.networks import DETECTORS, TIMM, TORCHVISION, names
+from benchmarks.zoo.records import Entry, Peer, Zoo, summarize
+from benchmarks.zoo.tables import to_markdown
+from hardware.storing import load_record, save_record
+from pipeline.channels import find_groups
+from tests.graphs import exported
+
+DONE = Entry(name="own:yolo_heads", status="ok", prunable_share=0.5, groups=3, proof_error=1e-7)
+
+
+def test_the_list_has_at_least_150_networks_and_each_once() -> None:
+    assert len(names()) == len(set(names())) >= 150
+
+
+def test_every_network_of_the_list_exists() -> None:
+    assert set(TIMM) <= set(timm.list_models())
+    assert {*TORCHVISION, *DETECTORS} <= set(models.list_models())
+
+
+def test_the_share_counts_the_output_channels_of_convolutions() -> None:
+    graph = exported("chain")
+    channels = find_groups(graph)
+
+    widths = [t.dims[0] for t in graph.graph.initializer if len(t.dims) == 4]
+    free = sum(group.width for group in channels.groups)
+    assert conv_share(graph, channels) == free / sum(widths)
+
+
+def test_standardised_weights_count_like_plain_ones() -> None:
+    graph = exported("standardised")
+    channels = find_groups(graph)
+
+    assert {group.width for group in channels.groups}
+    assert conv_share(graph, channels) > 0
+
+
+def test_a_network_that_crashes_counts_as_nothing_prunable() -> None:
+    peers = [Peer(status="ok", prunable_share=0.4), Peer(status="timeout", prunable_share=0.9)]
+    good = DONE.model_copy(update={"torch_pruning": peers[0]})
+    bad = Entry(name="b", status="failed", torch_pruning=peers[1])
+
+    summary = summarize((good, bad))
+
+    assert summary is not None
+    assert (summary.networks, summary.crashed, summary.prunable_pct) == (2, 1, 50)
+    assert summary.mean_prunable_share == 0.25
+    assert (summary.torch_pruning_ok, summary.torch_pruning_networks) == (1, 2)
+    assert summary.torch_pruning_mean_prunable_share == 0.2
+
+
+def test_a_tool_that_is_not_installed_is_not_judged() -> None:
+    entry = DONE.model_copy(update={"torch_pruning": Peer(status="not installed")})
+
+    summary = summarize((entry,))
+
+    assert summary is not None and summary.torch_pruning_networks is None
+
+
+def test_what_the_file_holds_is_not_run_again(tmp_path, monkeypatch, capsys) -> None:
+    path, page = tmp_path / "zoo.json", tmp_path / "zoo.md"
+    save_record(Zoo(networks=(DONE,)), path)
+    arguments = ["zoo", "--filter", DONE.name, "--json", str(path), "--markdown", str(page)]
+    monkeypatch.setattr(sys, "argv", arguments)
+
+    zoo.main()
+
+    assert "1 networks, 0 to run" in capsys.readouterr().out
+    assert load_record(Zoo, path).networks == (DONE,)
+    assert f"**1 of {len(names())}**" in page.read_text()
+
+
+def test_what_crashed_is_run_again_when_asked() -> None:
+    crashed = Entry(name="a", status="timeout")
+    options = argparse.Namespace(retry=True, class_share=False, torch_pruning=False)
+
+    assert zoo._is_open(crashed, options)
+    assert not zoo._is_open(DONE, options)
+
+
+def test_a_filter_that_matches_nothing_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["zoo", "--filter", "no such network"])
+
+    with pytest.raises(SystemExit, match="matches 'no such network'"):
+        zoo.main()
+
+
+def test_a_table_shows_how_the_other_tool_ended() -> None:
+    entry = DONE.model_copy(update={"torch_pruning": Peer(status="timeout")})
+
+    table = to_markdown(Zoo(networks=(entry,), summary=summarize((entry,))), of=1)
+
+    assert "| own:yolo_heads | ok |" in table
+    assert "timeout" in table.splitlines()[-1]
+
+
+def test_a_process_that_takes_too_long_is_killed() -> None:
+    sleep = ["-n1", "-r1", "import time; time.sleep(600)"]
+
+    assert run_module("timeit", sleep, timeout_s=0.5, memory_gib=4).status == "timeout"
+
+
+def test_a_process_that_takes_too_much_memory_is_killed() -> None:
+    hoard = ["-n1", "-r1", "import time; data = b'x' * 10**8; time.sleep(600)"]
+
+    assert run_module("timeit", hoard, timeout_s=60, memory_gib=0.05).status == "memory"
+
+
+def test_a_process_that_fails_leaves_its_last_words() -> None:
+    outcome = run_module("no_such_module", [], timeout_s=600, memory_gib=4)
+
+    assert outcome.status == "failed"
+    assert "no_such_module" in outcome.last_line
