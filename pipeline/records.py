@@ -28,6 +28,24 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Responses:
+    """What one layer reads of a group on calibration images, in summary; float32 on the CPU.
+
+    Where a unit owns several positions (a flatten, a convolution group), it responds with their
+    mean; in `contributions` with their sum.
+    """
+
+    reader: str  # the layer, or "output of ..." where no layer that reads the group can be watched
+    active: Tensor  # (width,) share of values above 0, 0..1
+    magnitude: Tensor  # (width,) mean absolute value
+    pooled: Tensor  # (images, width) mean of every image
+    map_ranks: Tensor  # (width,) mean rank of the unit's maps, over the first images
+    covariance: Tensor  # (width, width) over `rows` responses at random places
+    contributions: Tensor  # (width, width) mean products of what units add to random outputs
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupView:
     """A pruning group as a criterion or a redundancy measure sees it; all tensors float32, CPU.
 
@@ -44,6 +62,9 @@ class GroupView:
     filter_gradients: tuple[Tensor, ...] = ()  # (batches, width, in * kh * kw), where asked for
     norm_scale_gradients: tuple[Tensor, ...] = ()  # (batches, width)
     norm_shift_gradients: tuple[Tensor, ...] = ()  # (batches, width)
+    gate_gradients: tuple[Tensor, ...] = ()  # (batches, width) of a factor on what a reader reads
+    biases: tuple[Tensor, ...] = ()  # (width,) of the layers that produce it, mean per unit
+    responses: tuple[Responses, ...] = ()  # one per layer that reads the group, where asked for
 
 
 class Floor(Record):

@@ -179,7 +179,7 @@ def plan_round(
 ) -> FittedPlan:
     """Return the saved plan of this round, or make it: weigh, measure the device, plan."""
     if (done := place.load(FittedPlan, f"{label}-plan")) is not None:
-        return done
+        return _with_warning(done)
     recipe = job.recipe
     with stages("Measuring what each filter is worth") as progress:
         cache = place.state / f"{label}-damage.json"
@@ -189,6 +189,13 @@ def plan_round(
     with stages("Planning") as progress:
         fitted = fit_plan(subject, wishes, job.bench, table, share, recipe, progress)
     place.save(fitted, f"{label}-plan")
+    return _with_warning(fitted)
+
+
+def _with_warning(fitted: FittedPlan) -> FittedPlan:
+    """Return the plan after saying aloud what is doubtful about it."""
+    if fitted.warning is not None:
+        log.warning("%s", fitted.warning)
     return fitted
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 from torch import Tensor
@@ -20,16 +21,15 @@ from hardware.layers import Layer, layers_of
 from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.storing import Record
 from hardware.tables import LatencyTable
-from pipeline import planning
+from pipeline import criteria, planning, redundancy
 from pipeline.channels import find_groups
-from pipeline.criteria import CRITERIA, NEEDS_GRADIENTS
 from pipeline.data import Data
-from pipeline.errors import PlanError
+from pipeline.diagnosing import applicability_warning, inapplicable_groups
+from pipeline.errors import PlanError, RecipeError
 from pipeline.exporting import export_graph
 from pipeline.pruning import fit_to_class
 from pipeline.recipe import PlanSection, Recipe
 from pipeline.records import Floor, Network, Plan
-from pipeline.redundancy import MEASURES
 from pipeline.sensitivity import measure_damage
 from pipeline.views import group_views
 
@@ -39,6 +39,7 @@ Progress = Callable[[int, int, str], None]
 # Names a stage and yields its progress callback.
 Stages = Callable[[str], AbstractContextManager[Progress]]
 Values = Mapping[str, Mapping[int, float]]
+Entry = TypeVar("Entry")
 
 # A plan aims a little below the target; the loop ends when one uses at least this share of it,
 # or when what the planner may spend is known this closely.
@@ -74,6 +75,7 @@ class Wishes:
     saliency: Mapping[str, Tensor]
     candidates: Mapping[str, tuple[int, ...]]
     values: Values
+    blind: frozenset[str] = frozenset()  # groups in which the criterion is no more than chance
 
 
 class Round(Record):
@@ -120,6 +122,7 @@ class FittedPlan(Record):
     plan: Plan
     floors: tuple[Floor, ...]
     loop: tuple[Round, ...]
+    warning: str | None = None  # where the criterion chose by chance among many channels
 
 
 def analyse(network: Network, batch: int) -> Subject:
@@ -138,13 +141,18 @@ def analyse(network: Network, batch: int) -> Subject:
 def weigh(
     subject: Subject, data: Data, section: PlanSection, cache: Path, seed: int, progress: Progress
 ) -> Wishes:
-    """Return floors by redundancy, candidate widths, and what each width is worth."""
+    """Return floors by redundancy, candidate widths, and what each width is worth.
+
+    Raises:
+        RecipeError: there is no such criterion or measure.
+    """
     network, channels = subject.network, subject.channels
-    criterion = CRITERIA[section.criterion]
+    criterion = _named(criteria.CRITERIA, section.criterion, "plan.criterion")
+    measure = _named(redundancy.MEASURES, section.redundancy, "plan.redundancy")
     batches = tuple(data.calibration(section.calibration_images, seed))
-    seen = batches if section.criterion in NEEDS_GRADIENTS else None
-    views = group_views(network, channels, seen)
-    floors = tuple(MEASURES[section.redundancy](view) for view in views)
+    wanted = (criteria.NEEDS.get(section.criterion), redundancy.NEEDS.get(section.redundancy))
+    views = group_views(network, channels, batches, needs=[need for need in wanted if need])
+    floors = tuple(measure(view) for view in views)
     saliency = {view.name: criterion(view) for view in views}
     candidates = planning.candidate_widths(
         channels, floors, step=section.step, empty_branches=section.empty_branches
@@ -156,7 +164,24 @@ def weigh(
             network, channels, saliency, candidates, batches, progress=progress, cache=cache
         )
         values = planning.values_from_damage(damage, candidates)
-    return Wishes(floors=floors, saliency=saliency, candidates=candidates, values=values)
+    return Wishes(
+        floors=floors,
+        saliency=saliency,
+        candidates=candidates,
+        values=values,
+        blind=inapplicable_groups(views, section.criterion, criterion, saliency),
+    )
+
+
+def _named(known: Mapping[str, Entry], name: str, key: str) -> Entry:
+    """Return the entry of that name.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if name not in known:
+        raise RecipeError(f"{key} is {name!r}; there are {', '.join(known)}.")
+    return known[name]
 
 
 def profile(
@@ -236,7 +261,12 @@ def fit_plan(
             f"{loop[-1].measured_ms:.4f} ms. Raise the target, or plan.rounds_of_measuring."
         )
     best = best.model_copy(update={"target_ms": target_ms})
-    return FittedPlan(plan=best, floors=wishes.floors, loop=tuple(loop))
+    return FittedPlan(
+        plan=best,
+        floors=wishes.floors,
+        loop=tuple(loop),
+        warning=applicability_warning(best, wishes.blind, recipe.plan.criterion),
+    )
 
 
 def _turn(

@@ -1,6 +1,6 @@
 """Pruning groups as criteria and redundancy measures see them: weights, unit by unit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +10,9 @@ from hardware.channels import ChannelMap, Group, ParameterSlice
 from pipeline.errors import PipelineError
 from pipeline.evaluating import evaluating
 from pipeline.losses import classification_loss
-from pipeline.records import GroupView, Network
+from pipeline.needing import GRADIENTS, RESPONSES
+from pipeline.records import GroupView, Network, Responses
+from pipeline.responding import collect_responses
 
 FILTER_ROLES = ("filter", "depthwise")
 
@@ -19,6 +21,7 @@ def group_views(
     network: Network,
     channels: ChannelMap,
     batches: Sequence[tuple[Tensor, Tensor]] | None = None,
+    needs: Collection[str] = (GRADIENTS,),
 ) -> tuple[GroupView, ...]:
     """Return a view of every prunable group: its filters, its readers, its batch norms.
 
@@ -31,8 +34,10 @@ def group_views(
         network: the trained network; neither its mode nor its gradients change.
         channels: which slices of which parameters go together.
         batches: pairs of images `(batch, channels, height, width)` and labels `(batch,)`; with
-            them the views hold the gradient of the mean cross entropy of every batch, taken in
-            eval mode. Memory: one copy of the viewed parameters per batch.
+            them the views hold what `needs` names.
+        needs: what to collect on the images. `gradients`: of the mean cross entropy of every
+            batch, taken in eval mode; memory: one copy of the viewed parameters per batch.
+            `responses`: what the layers that read a group receive; see `collect_responses`.
 
     Returns:
         One view per prunable group, in the order of the channel map; float32 on the CPU.
@@ -47,8 +52,15 @@ def group_views(
     used = sorted(
         {s.parameter for g in channels.prunable for s in g.slices if s.parameter in tensors}
     )
-    gradients = _gradients(network.module, used, batches) if batches else {}
-    return tuple(_view(group, tensors, gradients) for group in channels.prunable)
+    wanted = set(needs) if batches else set()
+    gradients = _gradients(network.module, used, batches or ()) if GRADIENTS in wanted else {}
+    responses = (
+        collect_responses(network.module, channels, batches or ()) if RESPONSES in wanted else {}
+    )
+    return tuple(
+        _view(group, tensors, gradients, responses.get(group.name, ()))
+        for group in channels.prunable
+    )
 
 
 def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -77,7 +89,10 @@ def _check_map(channels: ChannelMap, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _view(
-    group: Group, tensors: Mapping[str, Tensor], gradients: Mapping[str, Sequence[Tensor]]
+    group: Group,
+    tensors: Mapping[str, Tensor],
+    gradients: Mapping[str, Sequence[Tensor]],
+    responses: tuple[Responses, ...],
 ) -> GroupView:
     known = [s for s in group.slices if s.parameter in tensors]
     filters = [s for s in known if s.role in FILTER_ROLES]
@@ -96,6 +111,11 @@ def _view(
             if gradients
         )
 
+    def gate_gradient(piece: ParameterSlice) -> Tensor:
+        """A factor on what is read is a factor on the columns that read it."""
+        changes = [tensors[piece.parameter].detach() * g for g in gradients[piece.parameter]]
+        return torch.stack([_by_unit(c, piece, group.width).sum(dim=1) for c in changes])
+
     return GroupView(
         name=group.name,
         width=group.width,
@@ -106,6 +126,9 @@ def _view(
         filter_gradients=row_gradients(filters),
         norm_scale_gradients=_split_positions(row_gradients(scales)),
         norm_shift_gradients=_split_positions(row_gradients(shifts)),
+        gate_gradients=tuple(gate_gradient(s) for s in consumers if gradients),
+        biases=tuple(row.mean(dim=1) for row in rows([s for s in known if s.role == "bias"])),
+        responses=responses,
     )
 
 

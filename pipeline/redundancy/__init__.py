@@ -2,11 +2,26 @@
 
 from collections.abc import Callable, Mapping
 
+from pipeline.needing import GRADIENTS, RESPONSES
 from pipeline.records import Floor, GroupView
-from pipeline.redundancy import graph, none
+from pipeline.redundancy import effective, graph, none, responses
 
 MEASURES: Mapping[str, Callable[[GroupView], Floor]] = {
     "graph": graph.structural,
     "graph_fixed": graph.structural_fixed,
+    "effective": effective.by_energy,
+    "effective_threshold": effective.by_threshold,
+    "effective_entropy": effective.by_entropy,
+    "functionality": responses.functionality,
+    "feature_rank": responses.feature_rank,
     "none": none.no_floor,
 }
+
+NEEDS: Mapping[str, str] = {
+    "effective": GRADIENTS,
+    "effective_threshold": GRADIENTS,
+    "effective_entropy": GRADIENTS,
+    "functionality": RESPONSES,
+    "feature_rank": RESPONSES,
+}
+"""What a view must hold besides weights, for the measures that need calibration images."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from hardware.channels import ChannelMap
 from pipeline import sensitivity
 from pipeline.channels import find_groups
-from pipeline.criteria import CRITERIA
+from pipeline.criteria import CRITERIA, NEEDS
 from pipeline.errors import PipelineError
 from pipeline.losses import classification_loss
 from pipeline.masking import masked
@@ -19,6 +19,10 @@ from pipeline.sensitivity import measure_damage
 from pipeline.views import group_views
 from tests import nets
 from tests.graphs import exported
+
+# What these count may be equal for all units of a group; scp knows nothing of a linear layer
+# without a norm whose bias is added by another node.
+COARSE = {"apoz", "hrank", "scp"}
 
 ONE_OUTPUT = sorted(set(nets.NETS) - {"two_heads"})
 
@@ -37,7 +41,7 @@ def batches_of(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
     draw = torch.Generator().manual_seed(0)
     found = []
     for _ in range(2):
-        images = torch.randn(2, *nets.INPUT_SHAPE, generator=draw)
+        images = torch.randn(8, *nets.INPUT_SHAPE, generator=draw)
         with torch.no_grad():
             outputs = module(images)
         shape = (len(images), *outputs.shape[2:])
@@ -49,7 +53,9 @@ def batches_of(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
 def views(maps: dict[str, ChannelMap]) -> dict[str, tuple[GroupView, ...]]:
     networks = {name: network_of(name) for name in ONE_OUTPUT}
     return {
-        name: group_views(network, maps[name], batches_of(network.module))
+        name: group_views(
+            network, maps[name], batches_of(network.module), needs=("gradients", "responses")
+        )
         for name, network in networks.items()
     }
 
@@ -63,11 +69,12 @@ def test_every_criterion_scores_every_group(views, maps, name, criterion) -> Non
 
         assert scores.shape == (view.width,) and bool(scores.isfinite().all())
         assert float(scores.min()) >= 0
-        if (name, view.name, criterion) == ("inverted", "squeeze", "taylor"):
-            assert not scores.any()  # its ReLU is closed on these images: no gradient arrives
+        if not scores.any():
+            # Its ReLU is closed on these images: nothing arrives, and no gradient comes back.
+            assert (name, view.name) == ("inverted", "squeeze") and criterion in NEEDS
             continue
         assert float(scores.mean()) == pytest.approx(1, abs=1e-4)
-        assert float(scores.std()) > 0  # it tells random filters apart
+        assert float(scores.std()) > 0 or criterion in COARSE  # it tells random filters apart
 
 
 @pytest.mark.parametrize("measure", sorted(MEASURES))

@@ -1,0 +1,63 @@
+"""What criteria and redundancy measures may need beyond weights, and the error where it lacks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import PipelineError
+from pipeline.records import GroupView, Responses
+
+GRADIENTS = "gradients"
+RESPONSES = "responses"
+
+
+def responses_of(group: GroupView, who: str) -> tuple[Responses, ...]:
+    """Return what the readers of a group receive; never empty.
+
+    Args:
+        group: made with calibration images.
+        who: the criterion or measure that asks, for the error.
+
+    Raises:
+        PipelineError: the view was made without responses, or nothing in the group can be watched.
+    """
+    if not group.responses:
+        raise PipelineError(
+            f"{who} needs responses, and the view of group {group.name} has none: it was made "
+            "without calibration images, or no convolution or linear layer that runs as a module "
+            "reads or makes the group. Choose a criterion and a measure that need weights only, "
+            "as l2 and graph."
+        )
+    return group.responses
+
+
+def gradients_of(
+    group: GroupView, gradients: Sequence[Tensor], layers: Sequence[Tensor], who: str
+) -> tuple[Tensor, ...]:
+    """Return the gradients that belong to `layers`, one tensor each.
+
+    Raises:
+        PipelineError: the view was made without images.
+    """
+    if len(gradients) != len(layers):
+        raise PipelineError(
+            f"{who} needs gradients, and the view of group {group.name} has none. "
+            "Pass calibration batches to group_views, or choose a criterion and a measure that "
+            "need weights only, as l2 and graph."
+        )
+    return tuple(gradients)
+
+
+def correlations(responses: Responses) -> Tensor:
+    """Return `(width, width)` correlations of responses; 0 with a unit that never changes."""
+    variance = responses.covariance.diagonal()
+    lively = is_lively(responses)
+    scale = torch.where(lively, variance, 1.0).rsqrt() * lively
+    return (responses.covariance * scale[:, None] * scale).clamp(-1, 1)
+
+
+def is_lively(responses: Responses) -> Tensor:
+    """Tell per unit whether its responses differ from place to place, beyond rounding."""
+    scale = responses.magnitude.square()
+    return responses.covariance.diagonal() > 1e-10 * scale.clamp_min(1e-20)
