@@ -115,15 +115,28 @@ def inspect(
     weights: Annotated[Path | None, typer.Option(help="safetensors file")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page as well")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables")] = False,
+    diagnose: Annotated[
+        bool, typer.Option("--diagnose", help="Compare all criteria on the images of --data")
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(help="digits, a folder of images, or a recipe whose data section is taken"),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Training images for --diagnose")] = 256,
     verbose: Verbose = False,
 ) -> None:
     """Show the pruning groups of a network, how redundant each is, and what is frozen and why."""
     with reported(verbose):
-        from pipeline.inspecting import inspect_model, summarize
+        from pipeline.diagnosis_tables import diagnosis_tables
+        from pipeline.errors import RecipeError
+        from pipeline.inspecting import diagnosed_data, inspect_model, summarize
         from pipeline.reporting import write_inspection
         from pipeline.showing import frozen_table, groups_table
 
-        found = inspect_model(model, input_shape, weights)
+        if diagnose != (data is not None):
+            raise RecipeError("--diagnose and --data SOURCE go together: give both, or none.")
+        section = diagnosed_data(data) if data is not None else None
+        found = inspect_model(model, input_shape, weights, data=section, images=images)
         if html is not None:
             write_inspection(found.channels, found.layers, found.title, html, floors=found.floors)
         if as_json:
@@ -131,6 +144,8 @@ def inspect(
         else:
             out.print(groups_table(found.channels, found.floors))
             out.print(frozen_table(found.channels))
+            if found.diagnosis is not None:
+                out.print(diagnosis_tables(found.diagnosis))
 
 
 @contextmanager

@@ -12,16 +12,23 @@ from hardware.preparing import prepare
 from hardware.storing import Record
 from pipeline.channels import find_groups
 from pipeline.counting import prunable_shares
+from pipeline.criteria import CRITERIA
+from pipeline.data import load_data
+from pipeline.diagnosing import Diagnosis, diagnose
 from pipeline.errors import RecipeError
 from pipeline.exporting import export_graph
 from pipeline.models import load_network
+from pipeline.needing import GRADIENTS, RESPONSES
 from pipeline.pruning import fit_to_class
-from pipeline.recipe import ModelSection
+from pipeline.recipe import DataSection, ModelSection, read_recipe
 from pipeline.records import Floor
 from pipeline.redundancy import MEASURES
 from pipeline.views import group_views
 
 log = logging.getLogger(__name__)
+
+# Small, so that few images give many gradients.
+DIAGNOSED_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,7 @@ class Inspection:
     layers: tuple[Layer, ...]
     floors: tuple[Floor, ...]
     notes: tuple[str, ...] = ()  # what was decided to make an ONNX file's shapes static
+    diagnosis: Diagnosis | None = None
 
 
 class InspectionSummary(Record):
@@ -46,6 +54,7 @@ class InspectionSummary(Record):
     branches: tuple[str, ...]
     frozen: tuple[dict[str, object], ...]
     unknown_operators: dict[str, int]
+    diagnosis: Diagnosis | None = None  # where asked for
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -61,8 +70,29 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def diagnosed_data(source: str) -> DataSection:
+    """Return which images a diagnosis takes, in the small batches that gradients need.
+
+    Args:
+        source: "digits", a folder of images, or a recipe, whose data section is taken.
+
+    Raises:
+        RecipeError: the recipe cannot be read.
+    """
+    if source.endswith((".yaml", ".yml")):
+        section = read_recipe(Path(source)).data
+    else:
+        section = DataSection(source=source)
+    return section.model_copy(update={"batch": DIAGNOSED_BATCH, "augment": ()})
+
+
 def inspect_model(
-    name: str, input_shape: str, weights: Path | None = None, redundancy: str = "graph"
+    name: str,
+    input_shape: str,
+    weights: Path | None = None,
+    redundancy: str = "graph",
+    data: DataSection | None = None,
+    images: int = 256,
 ) -> Inspection:
     """Return the pruning groups of a network, those frozen that its class cannot lose.
 
@@ -73,11 +103,17 @@ def inspect_model(
             open becomes 1.
         weights: a safetensors file; without it redundancy is that of random weights.
         redundancy: one of MEASURES.
+        data: with it, criteria are compared and diagnosed on these images.
+        images: how many of the training images, at most.
 
     Raises:
         NetworkError: the network cannot be found, built or exported.
         ModelError: the ONNX file is corrupt, or leaves sizes open.
+        DataError: images are missing or unreadable.
+        RecipeError: an ONNX file is to be diagnosed.
     """
+    if name.endswith(".onnx") and data is not None:
+        raise RecipeError("Criteria are compared on a torch network; give one, not an ONNX file.")
     if name.endswith(".onnx"):
         graph, notes = prepare(load_model(Path(name)))
         for note in notes:
@@ -89,12 +125,15 @@ def inspect_model(
     network = load_network(section)
     graph = export_graph(network)
     channels = fit_to_class(network, find_groups(graph))
-    views = group_views(network, channels)
+    batches = load_data(data, network.input_shape, 0).calibration(images, 0) if data else None
+    views = group_views(network, channels, batches, needs=(GRADIENTS, RESPONSES))
+    seen = sum(len(labels) for _, labels in batches or ())
     return Inspection(
         title=name,
         channels=channels,
         layers=layers_of(fold_norms(graph), channels),
         floors=tuple(MEASURES[redundancy](view) for view in views),
+        diagnosis=diagnose(views, CRITERIA, seen) if batches is not None else None,
     )
 
 
@@ -122,4 +161,5 @@ def summarize(inspection: Inspection) -> InspectionSummary:
         branches=tuple(branch.name for branch in channels.branches),
         frozen=tuple(axis.model_dump() for axis in channels.frozen),
         unknown_operators=dict(channels.unknown_operators),
+        diagnosis=inspection.diagnosis,
     )

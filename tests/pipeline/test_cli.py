@@ -80,6 +80,22 @@ def test_an_unknown_key_ends_with_code_2(tmp_path):
     assert "plan.epoch: unknown key. Known here:" in said
 
 
+def test_an_unknown_criterion_ends_with_code_2(tmp_path):
+    code, said = espalier(tmp_path, "plan", "plan.criterion=l7")
+
+    assert code == 2
+    assert "plan.criterion is 'l7'; there are l1, l2, fpgm" in said
+
+
+def test_a_plan_by_responses_and_effective_filters_is_made(tmp_path):
+    code, said = espalier(
+        tmp_path, "plan", "plan.criterion=thinet", "plan.redundancy=effective_entropy"
+    )
+
+    assert code == 0, said
+    assert "Plan:" in said
+
+
 def test_a_runtime_that_is_not_installed_ends_with_code_2(tmp_path, monkeypatch):
     find_spec = __import__("importlib.util").util.find_spec
     monkeypatch.setattr(
@@ -181,6 +197,26 @@ def test_inspect_prints_json_that_parses():
 
     assert body["prunable_channel_share"] > 0.9
     assert {group["name"] for group in body["groups"]} >= {"layer1.0.conv1"}
+
+
+def test_inspect_compares_criteria_on_images():
+    words = ["inspect", "benchmarks.networks:digits_resnet", "--input-shape", "1,16,16"]
+    words += ["--diagnose", "--data", "digits", "--images", "64"]
+
+    shown = CliRunner().invoke(app, words, env={"COLUMNS": "160"})
+    body = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["diagnosis"]
+
+    assert shown.exit_code == 0, shown.output
+    assert "Applicability:" in shown.output and "18 criteria on 64 images" in shown.output
+    assert body["images"] == 64 and "thinet" in body["criteria"]
+    assert len(body["groups"][0]["agreements"]) == len(body["network"]) == 18 * 17 / 2
+
+
+def test_diagnose_without_images_is_refused():
+    result = CliRunner().invoke(app, ["inspect", "timm:resnet18", "--diagnose"])
+
+    assert result.exit_code == 2
+    assert "--diagnose and --data SOURCE go together" in " ".join(result.output.split())
 
 
 def test_an_input_shape_of_two_numbers_is_refused():
