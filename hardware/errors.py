@@ -35,3 +35,7 @@ class DeviceMismatchError(HardwareError):
 
 class MissingLatencyError(HardwareError):
     """A latency was asked for that nobody has measured on this device."""
+
+
+class BusyError(HardwareError):
+    """Another process measures on this machine."""

@@ -1,0 +1,176 @@
+"""The history of a device: one file to which every bench appends what it measures, as it goes.
+
+Lines are JSON. A process that is killed in the middle of a line leaves a torn one: readers skip it,
+and the next bench cuts it off before it appends.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from hardware.errors import StorageError
+from hardware.measuring import Subject, whole
+from hardware.outcomes import Outcome
+from hardware.sampling import UnitSamples
+from hardware.storing import Record
+
+
+class Begun(Record):
+    """A session began."""
+
+    kind: str = "begun"
+    session: str
+    subjects: tuple[Subject, ...]  # the candidates
+
+
+class Measured(Record):
+    """One unit of one engine."""
+
+    kind: str = "unit"
+    session: str
+    sha256: str
+    samples: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    load_ms: float
+    first_ms: float
+
+
+class Ended(Record):
+    """A session came to its end, or was interrupted by Ctrl-C."""
+
+    kind: str = "ended"
+    session: str
+    outcome: Outcome
+
+
+Line = Begun | Measured | Ended
+KINDS: dict[str, type[Line]] = {"begun": Begun, "unit": Measured, "ended": Ended}
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """One session of the history; `outcome` is None where the process was killed."""
+
+    session: str
+    subjects: tuple[Subject, ...]
+    units: tuple[Measured, ...]
+    outcome: Outcome | None
+
+
+class History:
+    """Appends to the file of one device."""
+
+    def __init__(self, path: Path, session: str) -> None:
+        self.path, self.session = path, session
+
+    def begin(self, subjects: Sequence[Subject]) -> None:
+        """Note that a session begins; raises StorageError."""
+        self._append([Begun(session=self.session, subjects=tuple(subjects))])
+
+    def add(self, subjects: Sequence[Subject], unit: Sequence[UnitSamples]) -> None:
+        """Note a unit of every candidate; raises StorageError."""
+        self._append(
+            [
+                Measured(
+                    session=self.session,
+                    sha256=subject.sha256,
+                    samples=len(samples.samples_ms),
+                    p50_ms=whole("p50", [samples]),
+                    p90_ms=whole("p90", [samples]),
+                    p99_ms=whole("p99", [samples]),
+                    load_ms=samples.load_ms,
+                    first_ms=samples.first_ms,
+                )
+                for subject, samples in zip(subjects, unit, strict=True)
+            ]
+        )
+
+    def end(self, outcome: Outcome) -> None:
+        """Note what the session came to; raises StorageError."""
+        self._append([Ended(session=self.session, outcome=outcome)])
+
+    def _append(self, lines: Sequence[Line]) -> None:
+        text = "".join(json.dumps(line.model_dump(mode="json")) + "\n" for line in lines)
+        with _opened(self.path) as handle:
+            _cut_torn_line(handle)
+            rest = text.encode()
+            while rest:  # a full disk may take a part, and says so at the next call
+                rest = rest[os.write(handle, rest) :]
+
+
+def read_history(path: Path) -> tuple[Past, ...]:
+    """Return every session in the order of its beginning, () where there is no file.
+
+    Raises:
+        StorageError: it cannot be read, or a whole line is damaged.
+    """
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
+    begun: dict[str, Begun] = {}
+    units: dict[str, list[Measured]] = {}
+    ended: dict[str, Outcome] = {}
+    for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+        line = _parsed(text, f"{path}, line {number}")
+        if isinstance(line, Begun):
+            begun[line.session] = line
+        elif isinstance(line, Measured):
+            units.setdefault(line.session, []).append(line)
+        else:
+            ended[line.session] = line.outcome
+    return tuple(
+        Past(name, first.subjects, tuple(units.get(name, ())), ended.get(name))
+        for name, first in begun.items()
+    )
+
+
+def _parsed(text: bytes, place: str) -> Line:
+    try:
+        body = json.loads(text)
+        return TypeAdapter(KINDS[body["kind"]]).validate_python(body)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise StorageError(
+            f"{place} is damaged or from another version of Espalier: {error}. Delete the line."
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open the file for appending, alone."""
+    handle: int | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield handle
+    except OSError as error:
+        raise StorageError(
+            f"Cannot write the history {path}: {error.strerror or error}. "
+            "Free space or choose another folder with --history."
+        ) from error
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _cut_torn_line(handle: int) -> None:
+    """Cut off what follows the last newline."""
+    size = end = os.fstat(handle).st_size
+    while end:
+        start = max(0, end - 4096)
+        block = os.pread(handle, end - start, start)
+        if (at := block.rfind(b"\n")) >= 0:
+            end = start + at + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(handle, end)
