@@ -8,15 +8,19 @@ from collections.abc import Iterator
 
 import onnx
 import torch
+from torch import nn
 
 from hardware.errors import ModelError
 from hardware.graphs import complete_shapes, name_nodes
 from hardware.settling import settle
 from pipeline.errors import NetworkError
+from pipeline.forms import GraphBacked
 from pipeline.records import Network
 
 
-def export_graph(network: Network, batch: int = 1) -> onnx.ModelProto:
+def export_graph(
+    network: Network, batch: int = 1, *, keep_dropout: bool = False
+) -> onnx.ModelProto:
     """Return the network as an ONNX model with static shapes, computed in evaluation mode.
 
     Nothing is optimized: every parameter and buffer that is used is an initializer under its
@@ -27,14 +31,20 @@ def export_graph(network: Network, batch: int = 1) -> onnx.ModelProto:
     Args:
         network: the network; its training mode is restored.
         batch: images per inference.
+        keep_dropout: keep `nn.Dropout` as nodes that do nothing in evaluation, for the graph to be
+            trained. A network in graph form keeps its own, and is its own graph.
 
     Raises:
         NetworkError: the exporter refused the network.
     """
     module = network.module
+    if isinstance(module, GraphBacked):
+        return module.to_onnx(batch)
     training = {name: part.training for name, part in module.named_modules()}
     try:
         module.eval()
+        for part in module.modules():
+            part.training = keep_dropout and type(part) is nn.Dropout
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module,
@@ -65,6 +75,8 @@ def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         del node.metadata_props[:]  # stack traces: the names of local files
         node.doc_string = ""
+        if node.op_type == "Dropout":  # as in evaluation: without training_mode and the mask
+            del node.input[2:], node.output[1:]
     complete_shapes(model)
     settled = settle(model)
     complete_shapes(settled)

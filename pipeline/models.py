@@ -1,4 +1,4 @@
-"""Names to networks: timm, torchvision or the user's own factory, with weights from safetensors."""
+"""Names to networks: timm, torchvision, the user's own factory, or an ONNX file."""
 
 import difflib
 import importlib
@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from pipeline.errors import NetworkError, first_line
+from pipeline.graphform import network_of_file
 from pipeline.recipe import ModelSection
 from pipeline.records import Network
 
@@ -24,10 +25,14 @@ OPTIONAL_SUFFIX = "num_batches_tracked"
 def load_network(section: ModelSection) -> Network:
     """Return the network that a recipe names: float32, evaluation mode, weights loaded.
 
+    An ONNX file brings its own weights, and gives a network in graph form.
+
     Raises:
         NetworkError: no such network, arguments it does not take, weights that do not fit, or an
             input shape that its `forward` refuses.
     """
+    if section.file is not None:
+        return _from_file(section, section.file)
     build = _factory(section.name)
     try:
         # Without a weight file the network is random: the same one in every run, so that a run
@@ -55,6 +60,15 @@ def load_network(section: ModelSection) -> Network:
         input_shape=section.input_shape,
     )
     _check_input(network)
+    return network
+
+
+def _from_file(section: ModelSection, path: Path) -> Network:
+    if section.arguments:
+        raise NetworkError(f"{path} is an ONNX file and takes no arguments: drop model.arguments.")
+    network = network_of_file(path, section.input_shape)
+    if section.weights is not None:
+        load_weights(network.module, read_weights(section.weights), section.weights)
     return network
 
 
@@ -134,8 +148,8 @@ def _factory(name: str) -> Callable[..., object]:
     source, separator, rest = name.partition(":")
     if not (separator and source and rest):
         raise NetworkError(
-            f"{name!r} names no network. Write timm:NAME, torchvision:NAME or "
-            "package.module:factory."
+            f"{name!r} names no network. Write timm:NAME, torchvision:NAME, "
+            "package.module:factory or FILE.onnx."
         )
     if source == "timm":
         return _timm_factory(rest)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from hardware.channels import ChannelMap, Keep
 from pipeline.errors import SurgeryError, first_line
+from pipeline.forms import GraphBacked
 from pipeline.narrowing import run_once
 from pipeline.proving import Proof, examine, find_guilty, first_draw, prove
 from pipeline.records import Network
@@ -23,12 +24,15 @@ def fit_to_class(network: Network, channels: ChannelMap) -> ChannelMap:
     The narrowed class runs without numbers (on torch's meta device; on the CPU where its `forward`
     cannot run there), at several patterns of widths, then once with numbers, against masking.
     Where that fails, the groups are halved until the guilty ones are found; of groups that fail
-    only together the later ones are frozen. Branches that cannot be emptied are dropped.
+    only together the later ones are frozen. Branches that cannot be emptied are dropped. A network
+    in graph form has no class that could refuse.
 
     Args:
         network: stays as it is.
         channels: its channel map, as the analysis of its graph gives it.
     """
+    if isinstance(network.module, GraphBacked):
+        return channels
     bare = _without_numbers(network)
     reasons: dict[str, str] = {}
     widths = {g.name: g.width for g in channels.prunable if g.width > 1}

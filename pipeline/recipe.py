@@ -21,10 +21,15 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which network."""
 
-    name: str  # timm:NAME | torchvision:NAME | package.module:factory
+    name: str  # timm:NAME | torchvision:NAME | package.module:factory | FILE.onnx
     arguments: dict[str, Any] = {}  # keyword arguments of the factory
     weights: Path | None = None  # safetensors; None keeps what the factory gives
     input_shape: tuple[Positive, Positive, Positive]  # channels, height, width
+
+    @property
+    def file(self) -> Path | None:
+        """The ONNX file that is the network, None where the name is that of a class."""
+        return Path(self.name) if self.name.endswith(".onnx") else None
 
 
 class DataSection(Section):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from pydantic_core import PydanticSerializationError
 from safetensors.torch import load, save
@@ -15,12 +16,14 @@ from hardware.errors import StorageError
 from hardware.storing import Record, load_record, save_record, write_whole
 from pipeline.emptying import Zeros, ZerosRule, replace_layers, set_zero, zeros_of
 from pipeline.errors import NetworkError, SurgeryError
+from pipeline.graphform import GraphForm, Roles, rebuild
 from pipeline.models import load_network, load_weights
 from pipeline.narrowing import fit_attributes, named_tensors, parts_of, run_once
 from pipeline.recipe import ModelSection
 from pipeline.records import Network
 
 WEIGHTS, ARCHITECTURE = "model.safetensors", "architecture.json"
+GRAPH = "architecture.onnx"  # of a network in graph form: the carved graph, without weights
 
 
 class Architecture(Record):
@@ -36,12 +39,16 @@ class Architecture(Record):
     keep: Mapping[str, tuple[int, ...]]  # per pruning group the original units that are left
     widths: Mapping[str, int]  # of the same groups in the original network
     weights_sha256: str
+    graph: Roles | None = None  # of a network in graph form: what the graph's tensors are
+    graph_sha256: str | None = None
 
 
 def save_network(
     network: Network, original: Network, channels: ChannelMap, keep: Keep, folder: Path
 ) -> None:
     """Write a pruned network as `model.safetensors` and `architecture.json`.
+
+    Of a network in graph form, `architecture.onnx` is the carved graph without its weights.
 
     Args:
         network: pruned, any number of times, from `original`.
@@ -59,7 +66,10 @@ def save_network(
         for name, tensor in after.items()
         if name in before and tensor.shape != before[name].shape
     }
-    weights = save(_unique(network.module, also=tuple(shapes)))
+    form = network.module if isinstance(network.module, GraphForm) else None
+    graph = form.architecture().SerializeToString() if form else b""
+    hidden = () if form else tuple(shapes)  # the graph holds its constants itself
+    weights = save(_unique(network.module, also=hidden))
     architecture = Architecture(
         spec=network.spec,
         arguments=network.arguments,
@@ -75,6 +85,8 @@ def save_network(
         keep=keep,
         widths={name: channels.group(name).width for name in keep},
         weights_sha256=hashlib.sha256(weights).hexdigest(),
+        graph=form.roles if form else None,
+        graph_sha256=hashlib.sha256(graph).hexdigest() if form else None,
     )
     try:
         architecture.model_dump(mode="json")
@@ -84,6 +96,8 @@ def save_network(
             "texts, lists and mappings in `model.arguments`."
         ) from error
     write_whole(folder / WEIGHTS, weights)
+    if form:
+        write_whole(folder / GRAPH, graph)
     save_record(architecture, folder / ARCHITECTURE)
 
 
@@ -91,14 +105,16 @@ def load_pruned(folder: Path) -> Network:
     """Return the pruned network that `save_network` wrote, in evaluation mode, on the CPU.
 
     The class is built from its name anew, narrowed to the stored shapes, and given the weights;
-    nothing is analysed and nothing is unpickled.
+    nothing is analysed and nothing is unpickled. A graph form is built from its stored graph.
 
     Raises:
         StorageError: a file is missing, damaged, or does not belong to the other one.
         NetworkError: the class cannot be built, or is not the one that was pruned.
     """
     architecture = load_record(Architecture, folder / ARCHITECTURE)
-    weights = _read_weights(folder / WEIGHTS, architecture)
+    weights = load(_read(folder / WEIGHTS, architecture.weights_sha256))
+    if architecture.graph is not None:
+        return _load_graph_form(folder, architecture, weights)
     network = load_network(
         ModelSection.model_validate(
             {
@@ -125,18 +141,35 @@ def load_pruned(folder: Path) -> Network:
     return network
 
 
-def _read_weights(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+def _load_graph_form(
+    folder: Path, architecture: Architecture, weights: dict[str, Tensor]
+) -> Network:
+    assert architecture.graph is not None and architecture.graph_sha256 is not None
+    graph = onnx.load_from_string(_read(folder / GRAPH, architecture.graph_sha256))
+    module = rebuild(graph, architecture.graph, weights)
+    for name in architecture.untrained:
+        module.get_parameter(name).requires_grad_(False)
+    return Network(
+        module=module,
+        spec=architecture.spec,
+        arguments=dict(architecture.arguments),
+        input_shape=architecture.input_shape,
+    )
+
+
+def _read(path: Path, sha256: str) -> bytes:
+    """Return a file's content, after comparing its digest."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
-    if (found := hashlib.sha256(content).hexdigest()) != architecture.weights_sha256:
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
         raise StorageError(
             f"{path} is not the file that {ARCHITECTURE} beside it was written with: its SHA-256 "
-            f"is {found[:12]}..., not {architecture.weights_sha256[:12]}... It is damaged, or the "
-            "two files are of different networks. Copy both again."
+            f"is {found[:12]}..., not {sha256[:12]}... It is damaged, or the two files are of "
+            "different networks. Copy both again."
         )
-    return load(content)
+    return content
 
 
 def _unique(module: nn.Module, also: tuple[str, ...]) -> dict[str, Tensor]:

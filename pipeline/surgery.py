@@ -9,12 +9,15 @@ from torch import Tensor
 
 from hardware.channels import ChannelMap, Keep
 from pipeline.emptying import empty, fit_zeros, observe
+from pipeline.forms import GraphBacked
 from pipeline.narrowing import Cuts, emptied_branches, find_cuts, named_tensors, narrow
 from pipeline.records import Network
 
 
 def prune(network: Network, channels: ChannelMap, keep: Keep) -> Network:
     """Return a copy of a network with only the units in `keep`; class and `forward` are the user's.
+
+    A network in graph form is carved.
 
     Layers of emptied branches are replaced by zeros without parameters, so that an unchanged
     `out += shortcut` adds nothing.
@@ -29,6 +32,8 @@ def prune(network: Network, channels: ChannelMap, keep: Keep) -> Network:
         SurgeryError: `keep` or the map do not fit, or `forward` cannot run at the new widths.
     """
     branches = emptied_branches(channels, keep)
+    if isinstance(network.module, GraphBacked):
+        return replace(network, module=network.module.carved(channels, keep))
     module = copy.deepcopy(network.module)
     tensors = named_tensors(module)
     floating = (tensor for tensor in tensors.values() if tensor.is_floating_point())

@@ -16,6 +16,7 @@ class RunKey(Record):
 
     recipe: str  # SHA-256 of the recipe, without the output folder
     weights: str  # SHA-256 of the weights file, or ""
+    graph: str = ""  # SHA-256 of the ONNX file that is the network, or ""
 
 
 class Workspace:
@@ -33,7 +34,11 @@ class Workspace:
         if restart and self.state.exists():
             shutil.rmtree(self.state)
             (self.folder / "verdict.json").unlink(missing_ok=True)
-        key = RunKey(recipe=recipe_digest(recipe), weights=file_digest(recipe.model.weights))
+        key = RunKey(
+            recipe=recipe_digest(recipe),
+            weights=file_digest(recipe.model.weights),
+            graph=file_digest(recipe.model.file),
+        )
         place = self.state / "run.json"
         if place.exists():
             if load_record(RunKey, place) != key:
