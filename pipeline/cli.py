@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from hardware.cli import devices
+from hardware.cli import bench, devices
 from hardware.errors import HardwareError
 from pipeline.errors import PipelineError
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     "and hand back an engine that meets its latency target as measured.",
 )
 app.command()(devices)
+app.command()(bench)
 out = Console()
 err = Console(stderr=True)
 
@@ -162,7 +163,7 @@ def reported(verbose: bool) -> Iterator[None]:
             raise PipelineError(
                 "This command needs torch, which is not installed. On the host: "
                 "pip install 'espalier-cnn[host,onnxruntime,openvino]'. On a device, use "
-                "`espalier devices`."
+                "`espalier devices` and `espalier bench`."
             )
         yield
     except (HardwareError, PipelineError) as error:
