@@ -64,7 +64,9 @@ def load_record(kind: type[AnyRecord], path: Path) -> AnyRecord:
     except OSError as error:
         raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
     except ValueError as error:
-        raise StorageError(f"{path} is damaged, not JSON ({error}). Delete it to start anew.") from error
+        raise StorageError(
+            f"{path} is damaged, not JSON ({error}). Delete it to start anew."
+        ) from error
     if not isinstance(body, dict):
         raise StorageError(f"{path} holds {type(body).__name__}, not a {kind.__name__} record.")
     schema = body.pop("schema", None)
