@@ -1,6 +1,5 @@
 """What the tests of channel analysis and carving share: tiny networks as graphs, run, compared."""
 
-import functools
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -22,7 +21,6 @@ __all__ = ["difference", "exported", "masked", "random_keep", "run", "widths"]
 Array = npt.NDArray[Any]
 
 
-@functools.cache
 def exported(name: str) -> onnx.ModelProto:
     """Return one of the tiny networks as a graph; exported once, a fresh copy each time."""
     return onnx.load_from_string(_exported(name))
