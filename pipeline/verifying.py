@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hardware.intervals import Interval
 from hardware.runtimes.base import Engine
-from hardware.timing import Latency, Protocol, Series, ratio, time_together
+from hardware.timing import Latency, Protocol, Series, time_together
 from pipeline.evaluating import Score, accuracy, engine_predictor, torch_predictor
 from pipeline.recipe import LimitsSection, TargetSection
 from pipeline.records import Network, Verdict
@@ -31,7 +31,16 @@ class Timing:
 
     baseline: Latency
     delivered: Latency
-    speedup: Interval  # baseline / delivered
+
+    @property
+    def speedup(self) -> Interval:
+        """Baseline over delivered: of the medians, and of the far ends of their intervals."""
+        before, after = self.baseline, self.delivered
+        return Interval(
+            estimate=before.median_ms / after.median_ms,
+            low=before.low_ms / after.high_ms,
+            high=before.high_ms / after.low_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +80,7 @@ def time_engines(
         protocol: when to stop.
 
     Returns:
-        The latencies over all loads of each, and their paired ratio.
+        The latencies over all loads of each.
     """
 
     def told(share: float, text: str) -> None:
@@ -85,7 +94,7 @@ def time_engines(
     )
     before = _together(series[: len(baselines)])
     after = _together(series[len(baselines) :])
-    return Timing(baseline=before.latency, delivered=after.latency, speedup=ratio(before, after))
+    return Timing(baseline=before.latency, delivered=after.latency)
 
 
 def _together(series: Sequence[Series]) -> Series:
@@ -176,7 +185,7 @@ def judge(
         measured_interval_ms=(after.low_ms, after.high_ms),
         predicted_ms=predicted_ms,
         prediction_error_pct=error_pct,
-        speedup=before.median_ms / after.median_ms,
+        speedup=timing.speedup.estimate,
         speedup_interval=(timing.speedup.low, timing.speedup.high),
         baseline_accuracy_pct=quality.baseline.accuracy_pct,
         accuracy_pct=quality.delivered.accuracy_pct,

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hardware.cleaning import fold_norms
-from hardware.intervals import Interval
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
 from hardware.timing import Latency, Protocol
@@ -33,12 +32,7 @@ def latency(median_ms: float) -> Latency:
 
 
 def timing(before_ms: float, after_ms: float) -> Timing:
-    speedup = before_ms / after_ms
-    return Timing(
-        baseline=latency(before_ms),
-        delivered=latency(after_ms),
-        speedup=Interval(estimate=speedup, low=speedup, high=speedup),
-    )
+    return Timing(baseline=latency(before_ms), delivered=latency(after_ms))
 
 
 def quality(before_pct: float, after_pct: float) -> Quality:
@@ -85,6 +79,15 @@ def test_a_target_in_milliseconds_does_not_follow_the_baseline():
     verdict = judge(target, LIMITS, FACTS, timing(2.0, 1.0), quality(90, 90), parity=0)
 
     assert verdict.target_ms == 0.9 and not verdict.passed
+
+
+def test_the_interval_of_the_speed_up_comes_from_the_far_ends_of_both():
+    before = Latency(median_ms=2.0, low_ms=1.8, high_ms=2.2, mad_ms=0.1, samples=100)
+    after = Latency(median_ms=1.0, low_ms=0.9, high_ms=1.1, mad_ms=0.1, samples=100)
+
+    found = Timing(baseline=before, delivered=after).speedup
+
+    assert (found.estimate, found.low, found.high) == pytest.approx((2.0, 1.8 / 1.1, 2.2 / 0.9))
 
 
 @pytest.fixture(scope="module")
