@@ -1,6 +1,6 @@
 """From a network and a target to a plan that rests on measurements: plan, measure, plan again.
 
-This file and `run.py` are the two that put stages together; stages do not know one another.
+This file, `delivering.py` and `run.py` put stages together; stages do not know one another.
 """
 
 import logging
