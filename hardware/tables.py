@@ -82,6 +82,7 @@ class LatencyTable(Record):
 
     key: TableKey
     anchors_ms: Mapping[str, float] = {}  # per template: the full network at the table's pace
+    bundles: tuple[str, ...] = ()  # digests of the bundles that it was measured from
     entries: tuple[Entry, ...] = ()
     variants: tuple[Variant, ...] = ()
 
@@ -141,12 +142,14 @@ class LatencyTable(Record):
         return _table(
             self.key,
             [(v, [e.key for e in self.entries]) for v in self.variants] + [(variant, keys)],
+            self.bundles,
         )
 
     def without(self, variants: Sequence[Variant]) -> "LatencyTable":
         """Return the table that these variants never entered."""
         keys = [entry.key for entry in self.entries]
-        return _table(self.key, [(v, keys) for v in self.variants if v not in variants])
+        kept = [(v, keys) for v in self.variants if v not in variants]
+        return _table(self.key, kept, self.bundles)
 
     def save(self, path: Path) -> None:
         """Write the table; the file appears whole. One line per entry and per variant.
@@ -162,7 +165,8 @@ class LatencyTable(Record):
         }
         head = (
             f'{{"schema": {self.SCHEMA},\n"key": {json.dumps(self.key.model_dump(mode="json"))},\n'
-            f'"anchors_ms": {json.dumps(dict(self.anchors_ms))}'
+            f'"anchors_ms": {json.dumps(dict(self.anchors_ms))},\n'
+            f'"bundles": {json.dumps(self.bundles)}'
         )
         body = "".join(f',\n"{name}": [\n{lines}\n]' for name, lines in lists.items())
         write_whole(path, f"{head}{body}}}\n")
@@ -212,7 +216,7 @@ def merge(first: LatencyTable, second: LatencyTable) -> LatencyTable:
         for variant in table.variants:
             identity = variant.model_dump_json(exclude={"entries"})
             parts.setdefault(identity, (variant, keys))
-    return _table(first.key, parts.values())
+    return _table(first.key, parts.values(), (*first.bundles, *second.bundles))
 
 
 def key_of(
@@ -262,7 +266,11 @@ def open_table(
     return load_table(place, key), place
 
 
-def _table(key: TableKey, parts: Iterable[tuple[Variant, Sequence[LayerKey]]]) -> LatencyTable:
+def _table(
+    key: TableKey,
+    parts: Iterable[tuple[Variant, Sequence[LayerKey]]],
+    bundles: Sequence[str] = (),
+) -> LatencyTable:
     """Return the table of these variants, each given with the keys its indices refer to."""
     index: dict[LayerKey, int] = {}
     by_template: dict[str, list[Variant]] = {}
@@ -287,6 +295,7 @@ def _table(key: TableKey, parts: Iterable[tuple[Variant, Sequence[LayerKey]]]) -
     return LatencyTable(
         key=key,
         anchors_ms=anchors_ms,
+        bundles=tuple(dict.fromkeys(bundles)),
         entries=tuple(_entry(k, found) for k, found in zip(index, seen, strict=True)),
         variants=tuple(variants),
     )
