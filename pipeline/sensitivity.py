@@ -21,6 +21,7 @@ from pipeline.learning import has_bf16
 from pipeline.losses import classification_loss
 from pipeline.masking import masked
 from pipeline.ranking import most_salient
+from pipeline.recalibrating import following, observing
 from pipeline.records import Network
 from pipeline.replaying import Tape, record, replay
 
@@ -61,7 +62,8 @@ def measure_damage(
 ) -> dict[str, dict[int, float]]:
     """Return how much the mean loss rises with one group at one width, the rest at full width.
 
-    The units of highest saliency stay, the others are masked; batch norms keep their statistics.
+    The units of highest saliency stay, the others are masked, and the statistics of the batch
+    norms behind them follow, as they will when the pruned network is recalibrated; see `following`.
     A branch is emptied with all its groups at once, and each of them carries an equal part of
     that damage at width 0, so that the parts add up. Runs in bf16 where the processor computes in
     it, on a copy of the network, and computes only the parts from the first masked one on.
@@ -212,11 +214,11 @@ class _BatchRun:
         self.place = next(module.parameters(), images).device
         self.images = images.to(self.place, memory_format=torch.channels_last)
         self.labels = labels.to(self.place)
-        with self._autocast():
+        with self._autocast(), observing(module) as self.moments:
             self.tape: Tape = record(module, self.images)
 
     def loss(self, probe: Probe) -> float:
-        with self._autocast():
+        with self._autocast(), following(self.module, self.moments):
             outputs = replay(self.module, self.tape, self.images, probe.changed)
         loss = classification_loss(outputs, self.labels, "sum")
         if probe.name == FULL and not torch.isfinite(loss):
@@ -249,7 +251,7 @@ def _key(
     bf16: bool,
 ) -> str:
     """Return a hash of everything that a loss depends on, except the width."""
-    digest = hashlib.sha256(f"{channels.model_dump_json()} bf16={bf16}".encode())
+    digest = hashlib.sha256(f"{channels.model_dump_json()} bf16={bf16} norms follow".encode())
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(_bytes(tensor))
