@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from hardware.channels import Branch, ChannelMap, Keep
 from pipeline.errors import SurgeryError, first_line
+from pipeline.sizing import SizesOnly
 
 Cuts = Mapping[str, Mapping[int, tuple[int, ...]]]
 """Per parameter and axis the positions that stay, ascending."""
@@ -272,7 +274,7 @@ def run_once(module: nn.Module, example: Tensor) -> object:
             layer.register_forward_hook(leave),
         ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), SizesOnly() if example.is_meta else nullcontext():
             output: object = module(example)
     except Exception as error:  # the user's forward may raise anything
         name, layer, inputs = running[-1] if running else ("", module, (example,))

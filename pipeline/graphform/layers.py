@@ -39,7 +39,7 @@ def layer_of(node: Node, shapes: Shapes) -> tuple[str, nn.Module] | None:
     """
     if node.operator == "Dropout":
         ratio = node.constant(1)
-        share = node.get("ratio", 0.5) if ratio is None else float(ratio.reshape(-1)[0])
+        share = node.get("ratio", 0.5) if ratio is None else float(ratio[0])
         return f"dropout_{node.name.replace('.', '_')}", nn.Dropout(share)
     path, _, last = (node.inputs[1] if len(node.inputs) > 1 else "").rpartition(".")
     if not path or last != "weight" or node.inputs[1] not in shapes:

@@ -102,7 +102,7 @@ def pad(node: Node, x: Tensor, *_: Tensor | None) -> Tensor:
     if kind != "constant":
         return functional.pad(x, flat, mode=mode[kind])
     value = node.constant(2)
-    filler = node.get("value", 0.0) if value is None else float(value.reshape(-1)[0])
+    filler = node.get("value", 0.0) if value is None else float(value[0])
     return functional.pad(x, flat, value=filler)
 
 

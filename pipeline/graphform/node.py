@@ -12,6 +12,7 @@ from hardware.graphs import attributes
 from pipeline.errors import NetworkError
 
 Constant = npt.NDArray[Any]  # Any: of whatever type the graph says
+Numbers = tuple[Any, ...]  # Any: int, float or bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,7 @@ class Node:
     name: str
     operator: str
     attributes: Mapping[str, Any]  # Any: an attribute has one of ten types
-    constants: tuple[Constant | None, ...]  # per input its value, where the graph fixes it
+    constants: tuple[Numbers | None, ...]  # per input its value, where the graph fixes it
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     opset: int
@@ -30,8 +31,8 @@ class Node:
         """Return an attribute, or what ONNX takes where it is left out."""
         return self.attributes.get(name, default)
 
-    def constant(self, place: int) -> Constant | None:
-        """Return the constant at an input, None where the input is left out.
+    def constant(self, place: int) -> Numbers | None:
+        """Return the numbers of the constant at an input, None where the input is left out.
 
         Raises:
             NetworkError: it is computed from the images or from parameters.
@@ -46,7 +47,7 @@ class Node:
     def integers(self, place: int) -> list[int] | None:
         """Return a constant input as whole numbers, None where it is left out."""
         value = self.constant(place)
-        return None if value is None else [int(item) for item in value.reshape(-1)]
+        return None if value is None else [int(item) for item in value]
 
     def refuse(self, reason: str) -> NetworkError:
         """Return the error that this node cannot be computed in torch."""
@@ -59,11 +60,21 @@ def read_node(node: onnx.NodeProto, constants: Mapping[str, Constant], opset: in
         name=node.name,
         operator=node.op_type,
         attributes={key: _plain(value) for key, value in attributes(node).items()},
-        constants=tuple(constants.get(name) for name in node.input),
+        constants=tuple(_numbers(constants.get(name)) for name in node.input),
         inputs=tuple(node.input),
         outputs=tuple(node.output),
         opset=opset,
     )
+
+
+def _numbers(value: Constant | None) -> Numbers | None:
+    """Return a constant as plain numbers, so that `torch.compile` sees no array; None for a tensor.
+
+    What an operator takes as numbers (axes, sizes, bounds) has one axis at most.
+    """
+    if value is None or (value.ndim > 1 and value.size > 1):
+        return None
+    return tuple(value.reshape(-1).tolist())
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - as above

@@ -47,8 +47,8 @@ def clip(node: Node, x: Tensor, *_: Tensor | None) -> Tensor:
     """Clip."""
     low, high = node.constant(1), node.constant(2)
     bounds = (
-        node.get("min", None) if low is None else float(low.reshape(-1)[0]),
-        node.get("max", None) if high is None else float(high.reshape(-1)[0]),
+        node.get("min", None) if low is None else float(low[0]),
+        node.get("max", None) if high is None else float(high[0]),
     )
     return x if bounds == (None, None) else x.clamp(*bounds)
 

@@ -155,7 +155,7 @@ def resize(node: Node, x: Tensor, *_: Tensor | None) -> Tensor:
         return functional.interpolate(
             x, size=sizes[2:], mode=mode, align_corners=corners, antialias=antialias
         )
-    if scales is None or not scales.size or any(scale != 1 for scale in scales[:2]):
+    if scales is None or not scales or any(scale != 1 for scale in scales[:2]):
         raise node.refuse("it resizes other axes than those of pixels")
     factors = [float(scale) for scale in scales[2:]]
     return functional.interpolate(

@@ -115,6 +115,20 @@ def test_dropout_statistics_and_tied_weights_are_those_of_the_class():
     assert not torch.equal(form(images), form(images))
 
 
+@pytest.mark.parametrize("name", ["padded_shortcut", "shuffle"])
+def test_a_graph_form_compiles_in_one_piece(name):
+    form = form_of(name).module.train()
+    compiled = torch.compile(copy.deepcopy(form), backend="eager", fullgraph=True)
+    images = torch.randn(3, *nets.INPUT_SHAPE)
+
+    expected, found = gradients(form, images), gradients(compiled, images)
+
+    torch.testing.assert_close(compiled(images), form(images))
+    assert found.keys() == {f"_orig_mod.{name}" for name in expected}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[f"_orig_mod.{name}"], gradient)
+
+
 def test_a_stored_graph_form_comes_back(tmp_path):
     network = form_of("shuffle")
     channels = find_groups(export_graph(network))
