@@ -76,7 +76,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="results; what is in it already is kept")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time")
-    parser.add_argument("--timeout", type=float, default=120, help="seconds per network and tool")
+    parser.add_argument(
+        "--timeout", type=float, default=120, help="processor seconds per network and tool"
+    )
     parser.add_argument("--memory", type=float, default=8, help="GiB per process")
     parser.add_argument("--retry", action="store_true", help="run again what crashed or timed out")
     parser.add_argument("--torch-pruning", action="store_true", help="run Torch-Pruning as well")

@@ -18,14 +18,18 @@ class Outcome:
 
     status: str  # "ok" | "failed" | "timeout" | "memory"
     last_line: str  # of what it printed: its result, or of its errors
-    seconds: float
+    seconds: float  # of processor time
 
 
 def run_module(
     module: str, arguments: Sequence[str], *, timeout_s: float, memory_gib: float
 ) -> Outcome:
-    """Run `python -m module`; a process that exceeds a limit is killed, with its children."""
-    begun = time.monotonic()
+    """Run `python -m module`; a process that exceeds a limit is killed, with its children.
+
+    Its time is processor time and time asleep, so that other work on the machine, or a pause of
+    everything by SIGSTOP, is not held against it.
+    """
+    asleep_s = busy_s = 0.0
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments], stdout=printed, stderr=errors
@@ -33,7 +37,9 @@ def run_module(
         status = "ok"
         try:
             while process.poll() is None:
-                if time.monotonic() - begun > timeout_s:
+                busy_s = max(busy_s, _busy_s(process.pid))
+                asleep_s += POLL_S * _is_asleep(process.pid)
+                if busy_s + asleep_s > timeout_s:
                     status = "timeout"
                     break
                 if _resident_bytes(process.pid) > memory_gib * 2**30:
@@ -42,7 +48,6 @@ def run_module(
                 time.sleep(POLL_S)
         finally:
             _end(process)
-        seconds = time.monotonic() - begun
         if status == "ok" and process.returncode != 0:
             status = "failed"
         stream = printed if status == "ok" else errors
@@ -51,7 +56,25 @@ def run_module(
     last = lines[-1] if lines else ""
     if status == "failed" and not last:
         last = f"ended with code {process.returncode}"  # a signal, as a rule: no message
-    return Outcome(status=status, last_line=last, seconds=seconds)
+    return Outcome(status=status, last_line=last, seconds=busy_s)
+
+
+def _busy_s(pid: int) -> float:
+    """Return the processor time that a process and its children have used; 0 where it is gone."""
+    try:
+        parent = psutil.Process(pid)
+        times = [p.cpu_times() for p in [parent, *parent.children(recursive=True)]]
+    except psutil.Error:
+        return 0.0
+    return sum(t.user + t.system for t in times)
+
+
+def _is_asleep(pid: int) -> bool:
+    """Return whether a process waits for something other than a processor."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_SLEEPING
+    except psutil.Error:
+        return False
 
 
 def _resident_bytes(pid: int) -> int:

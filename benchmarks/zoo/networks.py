@@ -91,29 +91,16 @@ TIMM = [
     "lambda_resnet26t", "halonet26t", "coatnet_pico_rw_224", "nextvit_small", "shvit_s1",
 ]
 # fmt: on
-SIZES = {
+SIZES = {  # what they take, where that is more
     "torchvision:inception_v3": 96,
-    "torchvision:alexnet": 96,
+    "torchvision:ssd300_vgg16": 300,
     "timm:inception_v3": 96,
     "timm:inception_v4": 96,
     "timm:inception_resnet_v2": 96,
-    "timm:nasnetalarge": 96,
-    "timm:pnasnet5large": 96,
-    "timm:legacy_xception": 96,
     "timm:botnet26t_256": 256,
-    "timm:lambda_resnet26t": 256,
     "timm:halonet26t": 256,
     "timm:coatnet_pico_rw_224": 224,
     "timm:levit_conv_128s": 224,
-    "timm:fastvit_t8": 256,
-    "timm:efficientvit_b0": 224,
-    "timm:nextvit_small": 224,
-    "timm:shvit_s1": 224,
-    "timm:edgenext_xx_small": 256,
-    "timm:mobilevit_xxs": 256,
-    "timm:mobilevitv2_050": 256,
-    "torchvision:ssd300_vgg16": 300,
-    "torchvision:ssdlite320_mobilenet_v3_large": 320,
 }
 
 

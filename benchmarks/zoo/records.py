@@ -10,8 +10,9 @@ CRASHED = ("failed", "timeout", "memory")
 class Peer(Record):
     """What Torch-Pruning made of a network."""
 
-    status: str  # "ok" | "failed" | "wrong" | "timeout" | "memory" | "not installed"
-    seconds: float = 0.0
+    # "ok" | "failed" | "wrong" | "not prunable" | "timeout" | "memory" | "not installed"
+    status: str
+    seconds: float = 0.0  # processor time of the pruning, one thread
     prunable_share: float = 0.0
     detail: str = ""
 
@@ -21,9 +22,9 @@ class Entry(Record):
 
     name: str
     status: str  # "ok" | "wrong proof" | "not prunable" | "failed" | "timeout" | "memory"
-    detail: str = ""  # the error, where there is one
-    seconds: float = 0.0  # of the analysis alone
-    whole_seconds: float = 0.0  # of everything, export and proof included
+    detail: str = ""  # the error, or why the proof is in float32
+    seconds: float = 0.0  # processor time of the analysis alone, one thread
+    whole_seconds: float = 0.0  # likewise of everything, export and proof included
     peak_mib: float = 0.0
     nodes: int = 0
     groups: int = 0
@@ -31,7 +32,9 @@ class Entry(Record):
     prunable_share: float = 0.0  # of the output channels of all convolutions
     frozen: Mapping[str, int] = {}  # reason -> channels
     proof_error: float | None = None  # largest |removed - masked| / largest |masked|
-    ort_parity: float | None = None  # likewise, delivered engine against masked torch network
+    proof_precision: str | None = None  # "float64"; "float32" where torch cannot run the graph
+    ort_parity: float | None = None  # likewise, delivered engine against pruned torch network
+    export_error: float | None = None  # likewise, the graph against the network's class
     class_share: float | None = None  # what surgery on the class can prune
     torch_pruning: Peer | None = None
 

@@ -27,10 +27,13 @@ def to_markdown(zoo: Zoo, of: int) -> str:
             "",
         ]
     lines += [
-        "*error*: largest |removed - masked| by the largest |masked|, a random half of every group "
-        "removed, float32; *parity*: the folded and carved network in ONNX Runtime against the "
-        "masked network in torch, likewise; *mixing*: groups that an operator mixes, whose "
-        "structure is checked, not their values. Written by `python -m benchmarks.zoo`.",
+        "*analysis s*: processor seconds of the analysis, one thread; *mixing*: groups that an "
+        "operator mixes (layer norm, channel softmax), whose removal is checked by structure and "
+        "shapes; *share*: of the convolution output channels that are prunable; *error*: largest "
+        "|removed - masked| by the largest |masked|, a random half of every other group removed, "
+        "random weights, in float64 (f32: where torch cannot run the graph); *parity*: the "
+        "network with half of every group removed in ONNX Runtime against torch, likewise. "
+        "Written by `python -m benchmarks.zoo`.",
         "",
         "| network | status | analysis s | groups | mixing | share | class | error | parity "
         "| MiB | Torch-Pruning | most frequent reason not to prune |",
@@ -52,7 +55,7 @@ def _row(entry: Entry) -> str:
         str(entry.mixing_groups),
         f"{entry.prunable_share:.2f}",
         "" if entry.class_share is None else f"{entry.class_share:.2f}",
-        "" if entry.proof_error is None else f"{entry.proof_error:.0e}",
+        _error(entry),
         "" if entry.ort_parity is None else f"{entry.ort_parity:.0e}",
         f"{entry.peak_mib:.0f}",
         ""
@@ -63,3 +66,9 @@ def _row(entry: Entry) -> str:
         reason.replace("|", "/").replace("\n", " ")[:100],
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _error(entry: Entry) -> str:
+    if entry.proof_error is None:
+        return ""
+    return f"{entry.proof_error:.0e}" + (" f32" if entry.proof_precision == "float32" else "")

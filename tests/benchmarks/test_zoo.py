@@ -1,11 +1,15 @@
 import argparse
+import signal
+import subprocess
 import sys
 
+import psutil
 import pytest
 import timm
 from torchvision import models
 
 from benchmarks.zoo import __main__ as zoo
+from benchmarks.zoo import isolating
 from benchmarks.zoo.isolating import run_module
 from benchmarks.zoo.measuring import conv_share
 from benchmarks.zoo.networks import DETECTORS, TIMM, TORCHVISION, names
@@ -107,6 +111,27 @@ def test_a_process_that_takes_too_long_is_killed() -> None:
     sleep = ["-n1", "-r1", "import time; time.sleep(600)"]
 
     assert run_module("timeit", sleep, timeout_s=0.5, memory_gib=4).status == "timeout"
+
+
+def test_a_pause_of_a_process_is_not_held_against_it() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        process.send_signal(signal.SIGSTOP)
+        psutil.wait_procs([psutil.Process(process.pid)], timeout=0.3)
+        before = isolating._busy_s(process.pid)
+        psutil.wait_procs([psutil.Process(process.pid)], timeout=0.3)
+
+        assert not isolating._is_asleep(process.pid)
+        assert isolating._busy_s(process.pid) == before
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_process_that_computes_too_long_is_killed() -> None:
+    spin = ["-n1", "-r1", "while True: pass"]
+
+    assert run_module("timeit", spin, timeout_s=0.5, memory_gib=4).status == "timeout"
 
 
 def test_a_process_that_takes_too_much_memory_is_killed() -> None:
