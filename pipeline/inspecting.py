@@ -152,6 +152,8 @@ def summarize(inspection: Inspection) -> InspectionSummary:
                 "name": group.name,
                 "width": group.width,
                 "floor": floors[group.name].floor if group.name in floors else group.width,
+                "redundancy": floors[group.name].score if group.name in floors else None,
+                "redundancy_of_random": floors[group.name].null if group.name in floors else None,
                 "layers": list(group.producers),
                 "frozen": group.frozen,
                 "mixes": group.mixes,

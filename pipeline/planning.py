@@ -11,7 +11,7 @@ from hardware.predicting import Candidates, LayerCost
 from pipeline.errors import PlanError
 from pipeline.programs import CostModel, Values, model_costs
 from pipeline.ranking import most_salient
-from pipeline.records import Array, Choice, Floor, Plan
+from pipeline.records import Array, Choice, Floor, Plan, Removal
 from pipeline.solving import Allocation, allocate
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "default_step",
     "make_plan",
     "values_from_damage",
+    "values_from_removals",
     "values_from_saliency",
 ]
 
@@ -156,6 +157,31 @@ def values_from_damage(
             ceiling = values[group][wider] if width else top
             values[group][width] = min(-line[width], ceiling - TRACE * extent)
     return {group: dict(sorted(line.items())) for group, line in values.items()}
+
+
+def values_from_removals(
+    removals: Sequence[Removal], candidates: Candidates
+) -> dict[str, dict[int, float]]:
+    """Return what each width is worth where redundancy decides which group gives up filters first.
+
+    A filter is worth one over the redundancy that its group had when the loop took it: of a group
+    of score 4, in which four filters do the work of one, a filter is worth a quarter. So where all
+    filters took the same time, the solver would take them in the order of the loop.
+
+    Args:
+        removals: as the loop made them, down to one filter per group; that one is worth 1.
+        candidates: ascending widths per group.
+    """
+    worth: dict[str, list[float]] = {group: [1.0] for group in candidates}  # of the last left first
+    for removal in reversed(removals):
+        if removal.group in worth:
+            worth[removal.group].append(1 / removal.score)
+    return {
+        group: {
+            width: sum(worth[group][:width]) + TRACE * index for index, width in enumerate(widths)
+        }
+        for group, widths in candidates.items()
+    }
 
 
 def _scores(group: str, saliency: Mapping[str, Tensor | Array]) -> Array:

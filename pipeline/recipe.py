@@ -73,7 +73,7 @@ class PlanSection(Section):
 
     redundancy: str = "graph"  # one of MEASURES
     criterion: str = "l2"  # one of CRITERIA
-    objective: Literal["saliency", "sensitivity"] = "sensitivity"
+    objective: Literal["saliency", "sensitivity", "redundancy"] = "sensitivity"
     empty_branches: bool = True
     step: Positive | None = None  # widths are multiples of this; None: by the group's width
     calibration_images: Positive = 2048

@@ -74,7 +74,17 @@ class Floor(Record):
     width: int
     floor: int
     score: float  # of the measure; larger = more redundant
+    null: float | None = None  # the score of random filters of this shape, where known
     detail: str = ""  # one line for the report, with the null where there is one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """One filter that a redundancy loop over all groups takes from one of them."""
+
+    group: str
+    score: float  # redundancy of the group just before; 1 = no two filters alike
+    width: int  # that the group has afterwards
 
 
 class Choice(Record):

@@ -151,14 +151,15 @@ def groups_table(channels: ChannelMap, floors: Sequence[Floor] | None = None) ->
     table.add_column("group", overflow="fold", ratio=3)
     table.add_column("width", justify="right")
     if floors is not None:
-        table.add_column("floor", justify="right")
+        for heading in ("floor", "redundancy", "random"):
+            table.add_column(heading, justify="right")
     table.add_column("produced by", justify="right")
     table.add_column("read by", justify="right")
     table.add_column("", overflow="fold", ratio=4)
     for group in groups:
         cells = [wording.layer_of(group.name), str(group.width)]
         if floors is not None:
-            cells.append(str(known[group.name].floor) if group.name in known else "")
+            cells += _redundancy(known.get(group.name))
         cells += [_layers(len(group.producers)), _layers(len(group.consumers))]
         note = f"frozen: {group.frozen}" if group.frozen else ""
         if group.mixes:
@@ -167,6 +168,14 @@ def groups_table(channels: ChannelMap, floors: Sequence[Floor] | None = None) ->
             note = known[group.name].detail
         table.add_row(*map(Text, (*cells, note)), style="dim" if group.frozen else None)
     return table
+
+
+def _redundancy(floor: Floor | None) -> list[str]:
+    """Return a group's floor, its score, and the score of random filters of the same shape."""
+    if floor is None:
+        return ["", "", ""]
+    null = "" if floor.null is None else wording.fixed(floor.null, 2)
+    return [str(floor.floor), wording.fixed(floor.score, 2), null]
 
 
 def frozen_table(channels: ChannelMap) -> Table:

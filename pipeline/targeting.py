@@ -29,7 +29,8 @@ from pipeline.errors import PlanError, RecipeError
 from pipeline.exporting import export_graph
 from pipeline.pruning import fit_to_class
 from pipeline.recipe import PlanSection, Recipe
-from pipeline.records import Floor, Network, Plan
+from pipeline.records import Floor, Plan
+from pipeline.redundancy.removing import removals
 from pipeline.sensitivity import measure_damage
 from pipeline.views import group_views
 
@@ -131,6 +132,8 @@ def analyse(network: Network, batch: int) -> Subject:
     channels = fit_to_class(network, find_groups(graph))
     template = fold_norms(graph)
     return Subject(
+    elif section.objective == "redundancy":
+        values = planning.values_from_removals(removals(views), candidates)
         network=network,
         template=template,
         channels=channels,

@@ -16,8 +16,8 @@ Where this departs from the paper, which was known to us through a reproduction 
   mean over the layers of the cosine of their filters. It is held against the chance of a single
   layer: units are neighbours where their filters are, on average, as alike as in one layer.
 - *Dead filters* (all zero) are no vertices: nothing has to cover them.
-- The paper's loop that moves a budget between layers is replaced by the solver of the plan; what
-  this measure gives it is the effective width, as the floor.
+- The paper's loop that moves a budget between layers is in `removing.py`; what a measure gives is
+  the effective width, as the floor.
 """
 
 import math
@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from scipy import stats
 from scipy.sparse.csgraph import connected_components
@@ -33,6 +34,8 @@ from torch import Tensor
 
 from pipeline.errors import PipelineError
 from pipeline.records import Floor, GroupView
+
+Edges = npt.NDArray[np.bool_]
 
 # Weights of the two graph quantities, as in the reproduction of the paper.
 COMPONENTS_WEIGHT = 0.35
@@ -131,13 +134,35 @@ def filter_graph(cosines: Tensor, threshold: float, units: int | None = None) ->
     near = cosines >= threshold - ROUNDING
     near.fill_diagonal_(True)
     within_two = near.float() @ near.float() > 0
-    degree = near.sum(dim=1)
-    components = connected_components(near.numpy())[0] if len(near) else 0
+    return graph_from_balls(near.numpy(), within_two.numpy(), len(near) if units is None else units)
+
+
+def graph_from_balls(near: Edges, within_two: Edges, units: int) -> FilterGraph:
+    """Return components and covering numbers of a graph.
+
+    Args:
+        near: `(vertices, vertices)`, which are one step apart at most, each with itself.
+        within_two: which are two steps apart at most.
+        units: of the group, dead ones included.
+    """
+    degree = near.sum(axis=1)
+    components = connected_components(near)[0] if len(near) else 0
     return FilterGraph(
-        units=len(near) if units is None else units,
+        units=units,
         components=components,
         cover=(_covering_number(near, degree) + _covering_number(within_two, degree)) / 2,
     )
+
+
+def neighbours_of(group: GroupView, neighbours: float = NULL_NEIGHBOURS) -> Tensor:
+    """Return the edges `(live, live)` between a group's units at the calibrated gamma.
+
+    Raises:
+        PipelineError: no layer with learned filters produces the group.
+    """
+    filters = _filters_of(group)
+    threshold = calibrated_cosine(group.width, tuple(f.shape[1] for f in filters), neighbours)
+    return (unit_cosines(filters) >= threshold - ROUNDING).fill_diagonal_(True)
 
 
 def unit_cosines(filters: Sequence[Tensor]) -> Tensor:
@@ -170,12 +195,14 @@ def _floor(group: GroupView, filters: Sequence[Tensor], threshold: float, how: s
     cosines = unit_cosines(filters)
     graph = filter_graph(cosines, threshold, units=group.width)
     null = _null_effective_width(group.width, tuple(f.shape[1] for f in filters), threshold)
+    null_score = group.width / max(null, 1.0)
     dead = group.width - len(cosines)
     return Floor(
         group=group.name,
         width=group.width,
         floor=min(group.width, max(1, math.ceil(graph.effective_width - ROUNDING))),
         score=graph.score,
+        null=null_score,
         detail=(
             f"effective width {graph.effective_width:.1f} of {group.width} (random filters "
             f"{null:.1f}): {graph.components:g} components, cover {graph.cover:g}, {dead} dead, "
@@ -184,14 +211,13 @@ def _floor(group: GroupView, filters: Sequence[Tensor], threshold: float, how: s
     )
 
 
-def _covering_number(balls: Tensor, degree: Tensor) -> int:
+def _covering_number(balls: Edges, degree: npt.NDArray[np.int64]) -> int:
     """Return how many balls the greedy cover takes: largest degree first among the uncovered."""
-    ball_rows, order = balls.numpy(), np.argsort(-degree.numpy(), kind="stable")
-    covered = np.zeros(len(ball_rows), dtype=bool)
+    covered = np.zeros(len(balls), dtype=bool)
     count = 0
-    for vertex in order:
+    for vertex in np.argsort(-degree, kind="stable"):
         if not covered[vertex]:
-            covered |= ball_rows[vertex]
+            covered |= balls[vertex]
             count += 1
     return count
 

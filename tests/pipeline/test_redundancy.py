@@ -51,6 +51,17 @@ def test_filters_that_are_all_alike_leave_one(name: str) -> None:
     assert floor.floor == 1 and floor.score == 8
 
 
+def test_the_score_stands_beside_that_of_random_filters() -> None:
+    filters = random_filters(64, 144)
+    twins = filters.clone()
+    twins[32:] = filters[:32]
+
+    assert structural(view(filters)).score == pytest.approx(structural(view(filters)).null, rel=0.1)
+    assert structural(view(twins)).score > 1.8 * structural(view(twins)).null
+    # At a fixed gamma and this fan-in all pairs are neighbours, random or not.
+    assert structural_fixed(view(random_filters(64, 4608))).null == 64
+
+
 def test_opposite_filters_do_not_replace_one_another() -> None:
     filters = torch.cat([torch.eye(4, 144), -torch.eye(4, 144)])
 

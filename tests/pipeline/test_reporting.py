@@ -337,7 +337,7 @@ def test_an_inspection_tells_groups_coupled_layers_and_what_is_frozen(
     assert "48.8 % of all convolution channels can be pruned" in page.text  # 336 of 688
     assert "<ResNet-20>" in page.text
     assert page.row("layer3.0.conv1 64 48") == (
-        "layer3.0.conv1 64 48 yes layer3.0.conv1 layer3.0.conv2"
+        "layer3.0.conv1 64 48 0.25 – yes layer3.0.conv1 layer3.0.conv2"
     )
     stream = page.row("conv1 16 –")
     assert f"no: {channels.groups[0].frozen} conv1 , layer1.0.conv2 ," in stream

@@ -75,7 +75,7 @@ def test_groups_show_coupled_layers_floors_and_frozen_ones(channels, floors):
 
     assert "10 pruning groups, 9 may be pruned" in text
     assert "conv1 16 4 layers 0 layers frozen: Pad at node_pad_1" in text
-    assert "layer3.0.conv1 64 48 1 layer 1 layer 48 of 64 filters" in text
+    assert "layer3.0.conv1 64 48 0.25 1 layer 1 layer 48 of 64 filters" in text
 
 
 def test_groups_without_floors_have_no_floor_column(channels):
