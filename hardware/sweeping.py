@@ -4,49 +4,35 @@ The full network, the *anchor*, is timed in turns with every variant, so that th
 can be told from the variant's speed.
 """
 
-import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from itertools import chain, cycle
-from math import ceil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 
 import onnx
 
-from hardware.attributing import attribute, owners_of
-from hardware.carving import carve, keep_first
 from hardware.channels import ChannelMap
 from hardware.designing import design
+from hardware.harvesting import PROTOCOL, Stand, complete_widths, digest_of
 from hardware.keys import Layer, LayerKey
 from hardware.predicting import predict_plan_ms
-from hardware.runtimes.base import Engine, EngineSettings, Feeds, NodeTime, Runtime, Timer
+from hardware.refining import widths_at_stairs
+from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.tables import LatencyTable, Variant
-from hardware.timing import Protocol, Series, ratio, time_together
+from hardware.timing import Protocol
+
+__all__ = ["complete_widths", "digest_of", "measure", "sweep"]
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 Candidates = Mapping[str, tuple[int, ...]]
 
-# Of one variant: the table's precision comes from many variants, not from many samples of one.
-PROTOCOL = Protocol(
-    warmup_s=0.3, min_samples=10, max_samples=100, max_seconds=0.8, relative_width=0.01
-)
-PROFILE_S = 0.3  # of profiling per variant
-PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
-# A variant whose median is known worse than this (relative width of its interval), or whose nodes
-# add up otherwise than those of the variants before it, was disturbed and is measured again.
-STEADY_WIDTH = 0.05
-STEADY_ADDITIVITY = 0.05
-MOST_PASSES = 3
-LEAST_TO_EXPECT = 6  # variants before additivity is held against those before
 # Two engines of one model differ by up to 3 % for as long as they live (where their memory lies):
-# what everything is compared to is timed on several of them in turns, and a plan likewise.
-ANCHORS, PLAN_ENGINES = 3, 2
+# a plan is timed on several of them in turns.
+PLAN_ENGINES = 2
 LEAST_BUILDS, MOST_BUILDS = 14, 40
 RELATED_BUILDS = 4  # where other networks have measured every kind of layer
+STAIR_BUILDS = 4  # more, at most, where stairs lie between measured widths
 # A sweep ends when this many last variants are predicted this well from those before them.
 SETTLED, SETTLED_ERROR = 5, 0.02
 
@@ -82,7 +68,8 @@ def measure(
         CarveError: the template cannot be cut like this.
     """
     stand = Stand(template, channels, layers, runtime, settings, protocol)
-    return stand.measure(widths, table, engines=PLAN_ENGINES)
+    table = table.adding(*stand.measure(widths, table, PLAN_ENGINES, purpose="plan"))
+    return table, table.variants[-1]
 
 
 def sweep(
@@ -100,8 +87,10 @@ def sweep(
 ) -> LatencyTable:
     """Measure designed variants until the table predicts new ones, saving after each.
 
-    Variants that the table holds are not built again, and keys that other networks measured are
-    not sought again: a second sweep builds nothing, a related network needs few builds.
+    Then some more, at widths between which the time jumps, and once more what was measured beside
+    a busy neighbour. Variants that the table holds are not built again, and keys that other
+    networks measured are not sought again: a second sweep builds nothing, a related network needs
+    few builds.
 
     Args:
         template: the full network, batch norms folded.
@@ -112,40 +101,40 @@ def sweep(
         settings: how.
         table: measured so far.
         path: where the table is saved after every variant.
-        builds: variants to hold in the end; None: until predictions are good, at most 40.
+        builds: variants of the design to hold in the end, and no others; None: until predictions
+            are good, at most 40.
         seed: of the design.
         progress: told (variants measured, expected, text) after each.
 
     Returns:
         The table.
     """
+    sweeping = _Sweep(template, channels, layers, runtime, settings, table, path)
     most = builds if builds is not None else MOST_BUILDS
-    digest = digest_of(template)
-    stand: Stand | None = None
-    shares: dict[str, float] = {}
-    elsewhere = _seen_elsewhere(table, digest)
+    tell = progress or _silent
+    elsewhere = sweeping.seen_elsewhere()
     is_related = {layer.key.kind for layer in layers} <= {key.kind for key in elsewhere}
     least = RELATED_BUILDS if is_related else LEAST_BUILDS
+    shares: dict[str, float] = {}
     plans = design(layers, candidates, channels.branches, elsewhere, shares, seed)
     for number in range(1, most + 1):
         widths = complete_widths(channels, next(plans))
-        if not table.holds(digest, widths):
-            if builds is None and number > least and _is_settled(table, layers, digest):
+        if not sweeping.table.holds(sweeping.digest, widths):
+            if builds is None and number > least and sweeping.is_settled():
                 break
-            stand = stand or Stand(template, channels, layers, runtime, settings)
-            table, _ = stand.measure(widths, table)
-            table.save(path)
+            sweeping.add(widths)
         if number == 1:
-            shares.update(_shares(layers, table, digest, widths))
-        if progress:
-            progress(number, most, "one narrowed network built and timed")
-    if progress:
-        progress(most, most, f"{len(table.entries)} latencies")
-    return table
+            shares.update(sweeping.shares(widths))
+        tell(number, most, "one narrowed network built and timed")
+    if builds is None and not is_related:
+        sweeping.refine(candidates, plans)
+    sweeping.measure_crowded_again()
+    tell(most, most, f"{len(sweeping.table.entries)} latencies")
+    return sweeping.table
 
 
-class Stand:
-    """The full network, built once and kept to time every variant beside it."""
+class _Sweep:
+    """A table that grows, saved after every variant; the engines are built when first needed."""
 
     def __init__(
         self,
@@ -154,148 +143,90 @@ class Stand:
         layers: Sequence[Layer],
         runtime: Runtime,
         settings: EngineSettings,
-        protocol: Protocol = PROTOCOL,
+        table: LatencyTable,
+        path: Path,
     ) -> None:
-        self.template, self.channels, self.layers = template, channels, layers
-        self.runtime, self.settings, self.protocol = runtime, settings, protocol
+        self.subject = (template, channels, layers, runtime, settings)
+        self.channels, self.layers = channels, layers
         self.digest = digest_of(template)
-        self.anchors = [runtime.build(template, settings) for _ in range(ANCHORS)]
+        self.table, self.path = table, path
+        self._stand: Stand | None = None
 
-    def measure(
-        self, widths: Mapping[str, int], table: LatencyTable, engines: int = 1
-    ) -> tuple[LatencyTable, Variant]:
-        """Return the table with one more variant, and the variant; see `sweeping.measure`.
+    @property
+    def stand(self) -> Stand:
+        """What measures."""
+        self._stand = self._stand or Stand(*self.subject)
+        return self._stand
 
-        Args:
-            widths: of the variant.
-            table: where it is added.
-            engines: so many are built of the variant and timed in turns.
-        """
-        widths = complete_widths(self.channels, widths)
-        model = carve(self.template, self.channels, keep_first(self.channels, widths))
-        plain = [self.runtime.build(model, self.settings) for _ in range(engines)]
-        profiled = self.runtime.build(model, self.settings, profile=True)
-        feeds = plain[0].random_feeds()
-        timers = [_in_turns(self.anchors, feeds), _in_turns(plain, feeds)]
-        anchor, series = time_together(timers, self.protocol, seed=len(table.variants))
-        runs = _profile_runs(series.latency.median_ms)
-        passes = [profiled.node_times(feeds, runs)]
-        usual = _usual_additivity(table, self.digest)
-        while len(passes) < MOST_PASSES and _is_disturbed(series, passes, usual):
-            # Something else ran meanwhile: keep the steadier timing, and the median of profiles.
-            again = time_together(timers, self.protocol, seed=len(passes))
-            if again[1].interval.relative_width < series.interval.relative_width:
-                anchor, series = again
-            passes.append(profiled.node_times(feeds, runs))
-        latency, times = series.latency, _median_times(passes)
-        found = attribute(times, owners_of(model, self.layers), self.layers, widths)
-        keys = [key for key, _ in found]
-        variant = Variant(
-            template=self.digest,
-            widths=widths,
-            end_to_end=latency,
-            # Such that the quotient is the median over rounds, which drift hits least.
-            anchor_ms=latency.median_ms / ratio(series, anchor).estimate,
-            sum_us=round(sum(time.time_us for time in times), 2),
-            samples=runs * len(passes),
-            entries=tuple(range(len(keys))),
-            times_us=tuple(round(time_us, 2) for _, time_us in found),
-        )
-        log.debug("%s: %.3f ms, additivity %.3f", widths, latency.median_ms, variant.additivity)
-        table = table.adding(variant, keys)
-        return table, table.variants[-1]
+    @property
+    def variants(self) -> list[Variant]:
+        """What was measured of this template, and not because a plan needed it."""
+        ours = [v for v in self.table.variants if v.template == self.digest]
+        return [v for v in ours if v.purpose != "plan"]
 
+    def add(self, widths: Mapping[str, int], purpose: str = "") -> None:
+        """Measure a variant and save the table."""
+        self.table = self.table.adding(*self.stand.measure(widths, self.table, purpose=purpose))
+        self.table.save(self.path)
 
-def _profile_runs(median_ms: float) -> int:
-    fewest, most = PROFILE_RUNS
-    return min(max(ceil(1000 * PROFILE_S / median_ms), fewest), most)
+    def refine(self, candidates: Candidates, plans: Iterator[dict[str, int]]) -> None:
+        """Measure widths at which stairs may lie, in networks that are otherwise designed."""
+        while sum(v.purpose == "stair" for v in self.variants) < STAIR_BUILDS:
+            measured = [v.widths for v in self.variants]
+            at_stairs = widths_at_stairs(self.table, self.layers, candidates, measured)
+            if not at_stairs:
+                return
+            widths = next(plans)
+            alive = {name: width for name, width in at_stairs.items() if widths[name]}
+            self.add(complete_widths(self.channels, {**widths, **alive}), "stair")
 
+    def measure_crowded_again(self) -> None:
+        """Measure again what was measured beside a busy neighbour, unless it is still there."""
+        for variant in [v for v in self.table.variants if v.template == self.digest]:
+            if not variant.is_crowded:
+                continue
+            engines = variant.raw.engines if variant.raw else 1
+            again, keys = self.stand.measure(
+                variant.widths, self.table, engines, purpose=variant.purpose
+            )
+            if again.is_crowded:
+                log.warning(
+                    "Others keep this device busy: some of the table's latencies were measured "
+                    "beside them. Profile again when it is quiet; only those are measured anew."
+                )
+                return
+            old = next(v for v in self.table.variants if _is_same(v, variant))
+            self.table = self.table.replacing(old, again, keys)
+            self.table.save(self.path)
 
-def _in_turns(engines: Sequence[Engine], feeds: Feeds) -> Timer:
-    """Return a timer that asks each engine in turn."""
-    timers = cycle([engine.timer(feeds) for engine in engines])
-    return lambda calls: next(timers)(calls)
+    def is_settled(self) -> bool:
+        """Tell whether the last variants of the design were predictable from those before them."""
+        # The first variant is the anchor itself: what ties this template's times to the table's.
+        held = [v for v in self.variants if not v.purpose][1:][-SETTLED:]
+        others = [v for v in self.table.variants if v.template == self.digest and v.purpose]
+        rest = self.table.without([*held, *others])
+        errors = [
+            abs(predict_plan_ms(rest, self.layers, v.widths) / self.table.corrected_ms(v) - 1)
+            for v in held
+        ]
+        return max(errors) <= SETTLED_ERROR
 
+    def seen_elsewhere(self) -> list[LayerKey]:
+        """Return what other templates executed: known before this sweep, however often resumed."""
+        places = {i for v in self.table.variants if v.template != self.digest for i in v.entries}
+        return [self.table.entries[i].key for i in sorted(places)]
 
-def _usual_additivity(table: LatencyTable, digest: str) -> Callable[[float], float]:
-    """Return what end-to-end time over sum is to be expected, by the sum of node times, us.
-
-    Time outside of the nodes and the profiler's own cost per node weigh more in small variants:
-    the end-to-end time is taken as linear in the sum, through the medians of the faster and the
-    slower half of the variants. 0 while there are too few variants to expect anything.
-    """
-    pairs = sorted(
-        (v.sum_us, 1000 * v.end_to_end.median_ms) for v in table.variants if v.template == digest
-    )
-    if len(pairs) < LEAST_TO_EXPECT:
-        return lambda sum_us: 0.0
-    halves = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
-    (low_sum, low), (high_sum, high) = (
-        (median(pair[0] for pair in half), median(pair[1] for pair in half)) for half in halves
-    )
-    if high_sum <= low_sum:
-        return lambda sum_us: high / high_sum
-    slope = (high - low) / (high_sum - low_sum)
-    return lambda sum_us: (low + slope * (sum_us - low_sum)) / sum_us
+    def shares(self, widths: Mapping[str, int]) -> dict[str, float]:
+        """Return each layer's share of a variant's time in which no layer is emptied."""
+        variant = next(v for v in self.variants if v.widths == widths)
+        times = zip(self.layers, variant.times_us, strict=True)
+        return {layer.name: max(time_us / variant.sum_us, 1e-4) for layer, time_us in times}
 
 
-def _is_disturbed(
-    series: Series, passes: Sequence[Sequence[NodeTime]], usual: Callable[[float], float]
-) -> bool:
-    total_us = sum(time.time_us for time in _median_times(passes))
-    expected = usual(total_us)
-    off = abs(1000 * series.latency.median_ms / total_us / expected - 1) if expected else 0.0
-    return series.interval.relative_width > STEADY_WIDTH or off > STEADY_ADDITIVITY
+def _is_same(a: Variant, b: Variant) -> bool:
+    """Tell whether two variants are one measurement, whatever table they stand in."""
+    return a.model_copy(update={"entries": ()}) == b.model_copy(update={"entries": ()})
 
 
-def _median_times(passes: Sequence[Sequence[NodeTime]]) -> tuple[NodeTime, ...]:
-    """Return each executed node with the median of its times over several profiles."""
-    by_name: dict[str, list[NodeTime]] = {}
-    for time in chain.from_iterable(passes):
-        by_name.setdefault(time.name, []).append(time)
-    return tuple(
-        replace(same[0], time_us=median(time.time_us for time in same)) for same in by_name.values()
-    )
-
-
-def complete_widths(channels: ChannelMap, widths: Mapping[str, int]) -> dict[str, int]:
-    """Return the width of every prunable group; those that are not named are whole."""
-    return {group.name: widths.get(group.name, group.width) for group in channels.prunable}
-
-
-def digest_of(template: onnx.ModelProto) -> str:
-    """Return a hash of the template's structure: nodes, names and shapes, not weights."""
-    state = hashlib.sha256()
-    for node in template.graph.node:
-        state.update(node.SerializeToString(deterministic=True))
-    for tensor in template.graph.initializer:
-        state.update(f"{tensor.name}:{tensor.data_type}:{list(tensor.dims)};".encode())
-    for value in template.graph.input:
-        state.update(value.SerializeToString(deterministic=True))
-    return state.hexdigest()[:16]
-
-
-def _seen_elsewhere(table: LatencyTable, digest: str) -> list[LayerKey]:
-    """Return what other templates executed: known before this sweep, however often resumed."""
-    places = {i for v in table.variants if v.template != digest for i in v.entries}
-    return [table.entries[i].key for i in sorted(places)]
-
-
-def _shares(
-    layers: Sequence[Layer], table: LatencyTable, digest: str, widths: Mapping[str, int]
-) -> dict[str, float]:
-    """Return each layer's share of a variant's time in which no layer is emptied."""
-    variant = next(v for v in table.variants if v.template == digest and v.widths == widths)
-    times = zip(layers, variant.times_us, strict=True)
-    return {layer.name: max(time_us / variant.sum_us, 1e-4) for layer, time_us in times}
-
-
-def _is_settled(table: LatencyTable, layers: Sequence[Layer], digest: str) -> bool:
-    """Tell whether the last variants were predictable from those before them."""
-    # The first variant is the anchor itself: what ties this template's times to the table's.
-    held = [v for v in table.variants if v.template == digest][1:][-SETTLED:]
-    rest = table.without(held)
-    errors = [
-        abs(predict_plan_ms(rest, layers, v.widths) / table.corrected_ms(v) - 1) for v in held
-    ]
-    return max(errors) <= SETTLED_ERROR
+def _silent(done: int, total: int, text: str) -> None:
+    """Tell nobody."""

@@ -17,8 +17,10 @@ from hardware.device import Device, this_device
 from hardware.errors import DeviceMismatchError, MissingLatencyError, StorageError
 from hardware.keys import LayerKey
 from hardware.runtimes.base import EngineSettings, Runtime
+from hardware.samples import Samples
 from hardware.storing import Record, load_record, write_whole
 from hardware.timing import Latency
+from hardware.watching import Disturbance
 
 
 class TableKey(Record):
@@ -70,6 +72,15 @@ class Variant(Record):
     samples: int  # inferences with the profiler on
     entries: tuple[int, ...]
     times_us: tuple[float, ...]
+    purpose: str = ""  # why it was built: "stair", "plan"; of the design otherwise
+    disturbance: Disturbance | None = None  # what others did meanwhile
+    conditions: Mapping[str, str] = {}  # of the device, as far as the system tells
+    raw: Samples | None = None  # every sample of the end-to-end times
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether others kept the device busy while it was measured."""
+        return self.disturbance is not None and self.disturbance.is_crowded
 
     @property
     def additivity(self) -> float:
@@ -144,6 +155,12 @@ class LatencyTable(Record):
             [(v, [e.key for e in self.entries]) for v in self.variants] + [(variant, keys)],
             self.bundles,
         )
+
+    def replacing(self, old: Variant, variant: Variant, keys: Sequence[LayerKey]) -> "LatencyTable":
+        """Return the table in which a variant stands in the place of another; see `adding`."""
+        known = [entry.key for entry in self.entries]
+        parts = [(variant, keys) if v == old else (v, known) for v in self.variants]
+        return _table(self.key, parts, self.bundles)
 
     def without(self, variants: Sequence[Variant]) -> "LatencyTable":
         """Return the table that these variants never entered."""

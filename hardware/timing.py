@@ -33,6 +33,7 @@ Progress = Callable[[float, str], None]
 
 WINDOW_S = 0.25  # the system counts processor time in ticks of 10 ms: shorter windows say little
 TRUSTED_SAMPLES = 10  # fewer clean samples than this are not worth more than all of them
+LEAST_WINDOW_S = 0.1  # what is left at the end and shorter says nothing by itself
 WARM_BLOCK = 3  # two blocks of this many samples must agree before a run counts as warm
 
 
@@ -153,7 +154,7 @@ def _least_disturbed(
 
 
 def time_together(
-    timers: Sequence[Timer],
+    timers: Sequence[Timer | Sequence[Timer]],
     protocol: Protocol = Protocol(),
     *,
     seed: int = 0,
@@ -173,7 +174,8 @@ def time_together(
     slightly lower than stated; the checks are spaced geometrically to keep that small.
 
     Args:
-        timers: `Engine.timer(feeds)` or `timer_of(function)`.
+        timers: `Engine.timer(feeds)` or `timer_of(function)` of each run. Where a run has several
+            (engines of one model), they take turns: sample `i` is that of timer `i % count`.
         protocol: when to stop.
         seed: of the random orders.
         progress: is told the fraction done and the width reached.
@@ -185,7 +187,7 @@ def time_together(
     generator = np.random.default_rng(seed)
     tell = progress or _silent
     with without_garbage_collection():
-        recorders = [_Recorder(t, warm_up(t, protocol), protocol) for t in timers]
+        recorders = [_recorder((t,) if callable(t) else tuple(t), protocol) for t in timers]
         settles = protocol.settle and len(recorders) > 1
         watch = _Watch(foreign_s, protocol)
         start, rounds, next_check = time.monotonic(), 0, protocol.min_samples
@@ -205,6 +207,7 @@ def time_together(
                     break
             if elapsed >= 1 and rounds >= protocol.min_samples:
                 break
+        watch.end(recorders)
     tell(1.0, f"{rounds} rounds")
     return tuple(r.series() for r in recorders)
 
@@ -227,7 +230,7 @@ def warm_up(timer: Timer, protocol: Protocol) -> int:
 class _Recorder:
     """The samples of one run so far, with the processor time that this process got for each."""
 
-    timer: Timer
+    timers: tuple[Timer, ...]  # of several engines of one model, in turns
     calls: int
     protocol: Protocol
     samples_ms: list[float] = field(default_factory=list)
@@ -236,10 +239,11 @@ class _Recorder:
     crowded: list[bool] = field(default_factory=list)  # others used the processor meanwhile
 
     def sample(self, settles: bool) -> None:
+        timer = self.timers[len(self.samples_ms) % len(self.timers)]
         if settles:
-            self.timer(1)
+            timer(1)
         wall, own = time.perf_counter_ns(), time.process_time_ns()
-        milliseconds = checked_ms(self.timer(self.calls))
+        milliseconds = checked_ms(timer(self.calls))
         own_ns, wall_ns = time.process_time_ns() - own, time.perf_counter_ns() - wall
         self.samples_ms.append(milliseconds)
         self.shares.append(own_ns / max(wall_ns, 1))
@@ -268,6 +272,11 @@ class _Recorder:
         return usual * (1 - self.protocol.lost_share)
 
 
+def _recorder(timers: tuple[Timer, ...], protocol: Protocol) -> _Recorder:
+    """Return a recorder of one run whose engines are warm."""
+    return _Recorder(timers, max(warm_up(timer, protocol) for timer in timers), protocol)
+
+
 class _Watch:
     """Marks the rounds of each window of time in which other processes kept the processor busy."""
 
@@ -275,19 +284,30 @@ class _Watch:
         self.foreign_s, self.protocol = foreign_s, protocol
         self.first_round = 0
         self.rounds = 0
-        self.since_s, self.used_s = time.monotonic(), foreign_s()
+        self.since = self.before = (time.monotonic(), foreign_s())
 
     def end_round(self, recorders: Sequence[_Recorder]) -> None:
         self.rounds += 1
-        now_s = time.monotonic()
-        if now_s - self.since_s < WINDOW_S:
-            return
-        used_s = self.foreign_s()
-        if (used_s - self.used_s) / (now_s - self.since_s) > self.protocol.foreign_cores:
+        if time.monotonic() - self.since[0] >= WINDOW_S:
+            self._judge(recorders, self.since)
+
+    def end(self, recorders: Sequence[_Recorder]) -> None:
+        """Judge the rounds since the last window, together with it where they took no time."""
+        is_short = time.monotonic() - self.since[0] < LEAST_WINDOW_S
+        if self.rounds > self.first_round:
+            self._judge(recorders, self.before if is_short else self.since)
+
+    def _judge(self, recorders: Sequence[_Recorder], since: tuple[float, float]) -> None:
+        now = time.monotonic(), self.foreign_s()
+        seconds = now[0] - since[0]
+        if (
+            seconds >= LEAST_WINDOW_S
+            and (now[1] - since[1]) / seconds > self.protocol.foreign_cores
+        ):
             for recorder in recorders:
                 for index in range(self.first_round, self.rounds):
                     recorder.crowded[index] = True
-        self.first_round, self.since_s, self.used_s = self.rounds, now_s, used_s
+        self.first_round, self.before, self.since = self.rounds, self.since, now
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 
 from hardware.errors import ModelError, RunError
+from hardware.watching import Counters, read_counters
 
 Array = npt.NDArray[Any]  # inputs and outputs have the dtype that the model declares
 Feeds = Mapping[str, Array]
@@ -137,6 +138,10 @@ class Runtime(ABC):
     @abstractmethod
     def device(self) -> str:
         """Return what it runs on here, in words, like `CPU: AMD EPYC`."""
+
+    def counters(self) -> Counters:
+        """Return what others have done so far to the device that this runtime measures on."""
+        return read_counters()
 
     @abstractmethod
     def build(

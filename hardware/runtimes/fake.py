@@ -26,6 +26,7 @@ from hardware.runtimes.base import (
     input_shapes,
 )
 from hardware.storing import write_whole
+from hardware.watching import Counters
 
 # Fused into the node that produces their first input, as real runtimes do.
 TAILS = frozenset({"BatchNormalization", "Relu", "Clip", "Sigmoid", "HardSwish", "Add", "Identity"})
@@ -126,6 +127,10 @@ class FakeRuntime(Runtime):
     def device(self) -> str:
         """Say what it runs on."""
         return "imagined staircase"
+
+    def counters(self) -> Counters:
+        """Return zeros: nobody else uses the imagined device."""
+        return Counters()
 
     def build(
         self, model: onnx.ModelProto, settings: EngineSettings, *, profile: bool = False

@@ -1,4 +1,8 @@
+import subprocess
+import sys
+
 import numpy as np
+import psutil
 import pytest
 
 from hardware.attributing import attribute, owners_of
@@ -8,14 +12,34 @@ from hardware.layers import layers_of
 from hardware.predicting import costs, predict_ms
 from hardware.runtimes import RUNTIMES, get_runtime
 from hardware.runtimes.base import EngineSettings, NodeTime
-from hardware.runtimes.fake import FakeRuntime
+from hardware.runtimes.fake import FakeRuntime, Staircase
 from hardware.sweeping import complete_widths, digest_of, measure, sweep
 from hardware.tables import LatencyTable, key_of, load_table
 from hardware.timing import Protocol
+from hardware.watching import Counters
 from tests.hardware import templates
 
 SETTINGS = EngineSettings()
 QUICK = Protocol(warmup_s=0.01, min_samples=10, max_samples=10, max_seconds=0.05)
+
+
+class NeighbourlyRuntime(FakeRuntime):
+    """The imagined device with a neighbour beside some of the variants, who slows them down."""
+
+    def __init__(self, beside=range(0)):
+        super().__init__()
+        self.beside, self.profiled, self.readings = beside, 0, 0
+        self.foreign_s = 0.0
+
+    def build(self, model, settings, *, profile=False):
+        self.profiled += profile
+        self.stairs = Staircase(us_per_mac=1.3e-4 if self.profiled in self.beside else 1e-4)
+        return super().build(model, settings, profile=profile)
+
+    def counters(self):
+        self.readings += 1  # a second passes between two readings
+        self.foreign_s += self.profiled in self.beside
+        return Counters(wall_s=float(self.readings), foreign_s=self.foreign_s)
 
 
 class CountingRuntime(FakeRuntime):
@@ -221,6 +245,94 @@ def test_the_digest_tells_structure_and_not_weights():
 
     assert digest_of(other) == digest_of(template)
     assert digest_of(templates.residual(blocks=3)[0]) != digest_of(template)
+
+
+def test_what_was_measured_beside_a_neighbour_is_measured_again_when_it_has_gone(tmp_path):
+    template, channels, layers, candidates = subject(lambda: templates.residual(blocks=1))
+    runtime, path = NeighbourlyRuntime(beside=range(5, 8)), tmp_path / "table.json"
+    arguments = (template, channels, layers, candidates)
+
+    table = sweep(*arguments, runtime, SETTINGS, empty_table(runtime), path, builds=9)
+
+    assert runtime.profiled == 9 + 3
+    assert len(table.variants) == 9 and not any(v.is_crowded for v in table.variants)
+    assert load_table(path) == table
+    quiet = FakeRuntime()
+    straight = sweep(
+        *arguments, quiet, SETTINGS, empty_table(quiet), tmp_path / "quiet.json", builds=9
+    )
+    assert [e.median_us for e in table.entries] == [e.median_us for e in straight.entries]
+
+
+def test_a_neighbour_that_stays_is_told_and_tried_once_per_sweep(tmp_path, caplog):
+    template, channels, layers, candidates = subject(lambda: templates.residual(blocks=1))
+    runtime, path = NeighbourlyRuntime(beside=range(3, 1000)), tmp_path / "table.json"
+    arguments = (template, channels, layers, candidates, runtime, SETTINGS)
+
+    table = sweep(*arguments, empty_table(runtime), path, builds=6)
+
+    assert runtime.profiled == 6 + 1
+    assert [v.is_crowded for v in table.variants] == [False] * 2 + [True] * 4
+    assert "Profile again when it is quiet" in caplog.text
+    runtime.beside = range(0)
+    quiet = sweep(*arguments, load_table(path), path, builds=6)
+    assert runtime.profiled == 7 + 4
+    assert not any(v.is_crowded for v in quiet.variants)
+
+
+def test_stairs_that_no_variant_shows_are_looked_for_but_not_twice(tmp_path):
+    template, channels, layers, candidates = subject(lambda: templates.residual(blocks=1))
+    candidates["wide"] = tuple(range(2, 65, 2))  # more than the design can visit
+    runtime, path = CountingRuntime(), tmp_path / "table.json"
+    arguments = (template, channels, layers, candidates, runtime, SETTINGS)
+
+    table = sweep(*arguments, empty_table(runtime), path)
+    built = runtime.profiled
+
+    extra = [v for v in table.variants if v.purpose == "stair"]
+    designed = {v.widths["wide"] for v in table.variants if not v.purpose}
+    assert extra and all(v.widths["wide"] not in designed for v in extra)
+    assert sweep(*arguments, load_table(path), path) == table
+    assert runtime.profiled == built
+
+
+def test_every_sample_and_the_state_of_the_device_are_kept(tmp_path):
+    template, channels, layers, _ = subject(lambda: templates.residual(blocks=1))
+    runtime = FakeRuntime(noise=0.02)
+
+    table, variant = measure(
+        template, channels, layers, {"inner0": 8}, runtime, SETTINGS, empty_table(runtime)
+    )
+    table.save(tmp_path / "table.json")
+
+    raw = load_table(tmp_path / "table.json").variants[0].raw
+    assert len(raw.variant_us()) == len(raw.anchor_us()) == variant.end_to_end.samples
+    assert np.median(raw.variant_us()) / 1000 == pytest.approx(variant.end_to_end.median_ms)
+    assert (raw.engines, raw.anchors) == (2, 3)
+    assert variant.conditions["usable threads"]
+    assert variant.purpose == "plan"
+
+
+def test_a_spinning_process_beside_a_real_runtime_is_recorded():
+    pytest.importorskip("onnxruntime")
+    template, channels, layers, _ = subject(lambda: templates.residual(blocks=1))
+    runtime = get_runtime("ort")
+    long = Protocol(
+        warmup_s=0.01, min_samples=10, max_samples=10**5, max_seconds=0.6, relative_width=1e-9
+    )
+    spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        while psutil.Process(spinning.pid).cpu_times().user < 0.05:  # it has started
+            pass
+        _, variant = measure(
+            template, channels, layers, {}, runtime, SETTINGS, empty_table(runtime), protocol=long
+        )
+    finally:
+        spinning.kill()
+        spinning.wait()
+
+    assert variant.is_crowded
+    assert variant.end_to_end.tainted > 0
 
 
 @pytest.mark.runtime

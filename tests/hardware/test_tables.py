@@ -71,6 +71,25 @@ def test_drift_of_the_device_is_taken_out_through_the_anchor():
     assert table.drift(table.variants[-1]) == 2.0
 
 
+def test_a_variant_measured_again_takes_the_place_of_the_first_measurement():
+    table = LatencyTable(key=KEY)
+    for width, time_us in ((8, 10.0), (16, 90.0), (24, 30.0)):
+        table = table.adding(variant([time_us], width=width), [conv(8, width)])
+
+    better = table.replacing(table.variants[1], variant([20.0], width=16), [conv(8, 16)])
+
+    assert [v.times_us for v in better.variants] == [(10.0,), (20.0,), (30.0,)]
+    assert better.entry(conv(8, 16)).median_us == 20.0
+
+
+def test_tables_without_raw_samples_are_read(tmp_path):
+    path = tmp_path / "table.json"
+    LatencyTable(key=KEY).adding(variant([10.0]), [conv(3, 8)]).save(path)
+
+    assert "raw" not in json.loads(path.read_text())["variants"][0]
+    assert load_table(path).variants[0].raw is None
+
+
 def test_a_table_survives_save_and_load(tmp_path):
     table = LatencyTable(key=KEY).adding(variant([10.0, 5.0]), [conv(3, 8), conv(8, 8)])
     path = tmp_path / "deep" / "table.json"

@@ -203,6 +203,38 @@ def test_a_busy_neighbour_marks_the_samples_of_its_time_and_no_others():
     assert len(found.samples_ms) == 40
 
 
+def test_a_neighbour_is_noticed_in_a_measurement_shorter_than_a_window():
+    used = {"s": 0.0}
+    protocol = Protocol(warmup_s=0.0, min_samples=10, max_samples=10, max_seconds=60)
+
+    def run(calls: int) -> float:
+        start = time.monotonic()
+        time.sleep(WINDOW_S / 15)
+        used["s"] += time.monotonic() - start
+        return 1.0
+
+    (found,) = time_together([run], protocol, foreign_s=lambda: used["s"])
+
+    assert all(found.crowded)
+
+
+def test_engines_of_one_run_take_turns_and_each_is_settled_itself():
+    calls = []
+
+    def timer(name, milliseconds):
+        return lambda count: calls.append(name) or milliseconds
+
+    one, other = time_together(
+        [[timer("a", 1.0), timer("b", 2.0)], timer("c", 4.0)], QUICK, foreign_s=quiet
+    )
+
+    rounds = len(one.samples_ms)
+    assert one.samples_ms == (1.0, 2.0) * (rounds // 2)
+    assert set(other.samples_ms) == {4.0}
+    sampled = calls[-4 * rounds :]
+    assert sampled[::2] == sampled[1::2]  # an untimed inference of the same engine before each
+
+
 def test_a_run_that_loses_the_processor_is_marked():
     turns: list[bool] = []
 

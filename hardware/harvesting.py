@@ -1,0 +1,227 @@
+"""Build one narrowed network, time it beside the full one, and harvest where its time went."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from math import ceil
+from statistics import median
+
+import onnx
+
+from hardware.attributing import attribute, owners_of
+from hardware.carving import carve, keep_first
+from hardware.channels import ChannelMap
+from hardware.device import conditions
+from hardware.keys import Layer, LayerKey
+from hardware.runtimes.base import Engine, EngineSettings, Feeds, NodeTime, Runtime
+from hardware.samples import samples_of
+from hardware.tables import LatencyTable, Variant
+from hardware.timing import Protocol, Series, ratio, time_together
+from hardware.watching import Disturbance, between
+
+log = logging.getLogger(__name__)
+
+# Of one variant: the table's precision comes from many variants, not from many samples of one.
+PROTOCOL = Protocol(
+    warmup_s=0.3, min_samples=10, max_samples=100, max_seconds=0.8, relative_width=0.01
+)
+PROFILE_S = 0.3  # of profiling per variant
+PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
+# A variant whose median is known worse than this (relative width of its interval), whose nodes add
+# up otherwise than those of the variants before it, or beside which the full network took this
+# much longer than usual, was disturbed and is measured again at once.
+STEADY_WIDTH = 0.05
+STEADY_ADDITIVITY = 0.05
+STEADY_PACE = 0.2
+MOST_PASSES = 3
+CROWDED_PASSES = 2  # a neighbour that stays is waited for elsewhere
+LEAST_TO_EXPECT = 6  # variants before additivity and pace are held against those before
+# Two engines of one model differ by up to 3 % for as long as they live (where their memory lies):
+# what everything is compared to is timed on several of them in turns.
+ANCHORS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Take:
+    """One pass over a variant: its time, the full network's beside it, and its nodes' times."""
+
+    anchor: Series
+    series: Series
+    times: tuple[NodeTime, ...]
+    disturbance: Disturbance
+
+
+class Stand:
+    """The full network, built once and kept to time every variant beside it."""
+
+    def __init__(
+        self,
+        template: onnx.ModelProto,
+        channels: ChannelMap,
+        layers: Sequence[Layer],
+        runtime: Runtime,
+        settings: EngineSettings,
+        protocol: Protocol = PROTOCOL,
+    ) -> None:
+        self.template, self.channels, self.layers = template, channels, layers
+        self.runtime, self.settings, self.protocol = runtime, settings, protocol
+        self.digest = digest_of(template)
+        self.anchors = [runtime.build(template, settings) for _ in range(ANCHORS)]
+
+    def measure(
+        self, widths: Mapping[str, int], table: LatencyTable, engines: int = 1, purpose: str = ""
+    ) -> tuple[Variant, tuple[LayerKey, ...]]:
+        """Return what was measured of a variant, and the keys that its entries refer to.
+
+        Args:
+            widths: of the variant.
+            table: what was measured before, to tell what is usual.
+            engines: so many are built of the variant and timed in turns.
+            purpose: why it is built.
+
+        Raises:
+            BuildError, RunError: the runtime failed.
+            CarveError: the template cannot be cut like this.
+        """
+        widths = complete_widths(self.channels, widths)
+        model = carve(self.template, self.channels, keep_first(self.channels, widths))
+        plain = [self.runtime.build(model, self.settings) for _ in range(engines)]
+        profiled = self.runtime.build(model, self.settings, profile=True)
+        usual = Usual(table, self.digest)
+        takes = [self._take(plain, profiled, seed=len(table.variants))]
+        while len(takes) < MOST_PASSES and _is_disturbed(takes, usual):
+            takes.append(self._take(plain, profiled, seed=len(takes)))
+        best = min(takes, key=_disorder)
+        latency, times = best.series.latency, _median_times(_calmest(takes))
+        found = attribute(times, owners_of(model, self.layers), self.layers, widths)
+        variant = Variant(
+            template=self.digest,
+            widths=widths,
+            end_to_end=latency,
+            # Such that the quotient is the median over rounds, which drift hits least.
+            anchor_ms=latency.median_ms / ratio(best.series, best.anchor).estimate,
+            sum_us=round(sum(time.time_us for time in times), 2),
+            samples=_profile_runs(latency.median_ms) * len(_calmest(takes)),
+            entries=tuple(range(len(found))),
+            times_us=tuple(round(time_us, 2) for _, time_us in found),
+            purpose=purpose,
+            disturbance=best.disturbance,
+            conditions=conditions(),
+            raw=samples_of(best.series, best.anchor, engines, len(self.anchors)),
+        )
+        log.debug("%s: %.3f ms, additivity %.3f", widths, latency.median_ms, variant.additivity)
+        return variant, tuple(key for key, _ in found)
+
+    def _take(self, plain: Sequence[Engine], profiled: Engine, seed: int) -> Take:
+        """Time a variant once, with the full network in turns, then node by node."""
+        feeds = plain[0].random_feeds()
+        before = self.runtime.counters()
+        anchor, series = time_together(
+            [_timers(self.anchors, feeds), _timers(plain, feeds)],
+            self.protocol,
+            seed=seed,
+            foreign_s=lambda: self.runtime.counters().foreign_s,
+        )
+        times = profiled.node_times(feeds, _profile_runs(series.latency.median_ms))
+        return Take(
+            anchor=anchor,
+            series=series,
+            times=times,
+            disturbance=between(before, self.runtime.counters()),
+        )
+
+
+class Usual:
+    """What is usual for one template, by the variants measured so far; nothing while too few."""
+
+    def __init__(self, table: LatencyTable, digest: str) -> None:
+        known = [variant for variant in table.variants if variant.template == digest]
+        is_known = len(known) >= LEAST_TO_EXPECT
+        self.additivity = _usual_additivity(known) if is_known else None
+        self.anchor_ms = median(v.anchor_ms for v in known) if is_known else None
+
+    def is_off(self, take: Take, sum_us: float) -> bool:
+        """Tell whether times add up otherwise than usual, or the device was much slower."""
+        if self.additivity is None or self.anchor_ms is None:
+            return False
+        additivity = 1000 * take.series.latency.median_ms / sum_us
+        pace = take.anchor.latency.median_ms / self.anchor_ms
+        return (
+            abs(additivity / self.additivity(sum_us) - 1) > STEADY_ADDITIVITY
+            or pace > 1 + STEADY_PACE
+        )
+
+
+def _usual_additivity(known: Sequence[Variant]) -> Callable[[float], float]:
+    """Return what end-to-end time over sum is to be expected, by the sum of node times, us.
+
+    Time outside of the nodes and the profiler's own cost per node weigh more in small variants:
+    the end-to-end time is taken as linear in the sum, through the medians of the faster and the
+    slower half of the variants.
+    """
+    pairs = sorted((v.sum_us, 1000 * v.end_to_end.median_ms) for v in known)
+    halves = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
+    (low_sum, low), (high_sum, high) = (
+        (median(pair[0] for pair in half), median(pair[1] for pair in half)) for half in halves
+    )
+    if high_sum <= low_sum:
+        return lambda sum_us: high / high_sum
+    slope = (high - low) / (high_sum - low_sum)
+    return lambda sum_us: (low + slope * (sum_us - low_sum)) / sum_us
+
+
+def _is_disturbed(takes: Sequence[Take], usual: Usual) -> bool:
+    """Tell whether something else ran during the best take so far, so that another is due."""
+    best = min(takes, key=_disorder)
+    if best.disturbance.is_crowded:
+        return len(takes) < CROWDED_PASSES
+    sum_us = sum(time.time_us for time in _median_times(_calmest(takes)))
+    return best.series.interval.relative_width > STEADY_WIDTH or usual.is_off(best, sum_us)
+
+
+def _disorder(take: Take) -> tuple[bool, float]:
+    """Return what is least in the take to be believed."""
+    return take.disturbance.is_crowded, take.series.interval.relative_width
+
+
+def _calmest(takes: Sequence[Take]) -> Sequence[Take]:
+    """Return the takes beside which nothing else ran; all where none was."""
+    return [take for take in takes if not take.disturbance.is_crowded] or takes
+
+
+def _median_times(takes: Sequence[Take]) -> tuple[NodeTime, ...]:
+    """Return each executed node with the median of its times over several profiles."""
+    by_name: dict[str, list[NodeTime]] = {}
+    for time in chain.from_iterable(take.times for take in takes):
+        by_name.setdefault(time.name, []).append(time)
+    return tuple(
+        replace(same[0], time_us=median(time.time_us for time in same)) for same in by_name.values()
+    )
+
+
+def _timers(engines: Sequence[Engine], feeds: Feeds) -> list[Callable[[int], float]]:
+    return [engine.timer(feeds) for engine in engines]
+
+
+def _profile_runs(median_ms: float) -> int:
+    fewest, most = PROFILE_RUNS
+    return min(max(ceil(1000 * PROFILE_S / median_ms), fewest), most)
+
+
+def complete_widths(channels: ChannelMap, widths: Mapping[str, int]) -> dict[str, int]:
+    """Return the width of every prunable group; those that are not named are whole."""
+    return {group.name: widths.get(group.name, group.width) for group in channels.prunable}
+
+
+def digest_of(template: onnx.ModelProto) -> str:
+    """Return a hash of the template's structure: nodes, names and shapes, not weights."""
+    state = hashlib.sha256()
+    for node in template.graph.node:
+        state.update(node.SerializeToString(deterministic=True))
+    for tensor in template.graph.initializer:
+        state.update(f"{tensor.name}:{tensor.data_type}:{list(tensor.dims)};".encode())
+    for value in template.graph.input:
+        state.update(value.SerializeToString(deterministic=True))
+    return state.hexdigest()[:16]
