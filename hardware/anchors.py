@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 VERSION = 1  # of the network: anchors of different versions do not compare
 CHANNELS, SIZE, DEPTH = 32, 32, 6
+NAME = f"anchor {VERSION}"
 
 
 def anchor_model() -> onnx.ModelProto:

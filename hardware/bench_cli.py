@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from hardware import formats
-from hardware.benching import CORES_BUSY, SESSION_DRIFT, Glimpse, Rules
+from hardware.benching import CORES_BUSY, Glimpse, Rules
 from hardware.charting import page as history_page
-from hardware.comparing import Limit, Verdict, parse_share
+from hardware.comparing import ASSUMED_DRIFT, Drift, Limit, Verdict, parse_share
 from hardware.errors import BusyError, DeviceMismatchError, HardwareError
 from hardware.gating import Request, gate, history_path, parse_seconds
 from hardware.histories import read_history
@@ -84,9 +84,14 @@ Recorded = Annotated[
         rich_help_panel=COMPARE,
     ),
 ]
-Drift = Annotated[
-    str,
-    typer.Option(help="Tolerated on top of the limits against a record", rich_help_panel=COMPARE),
+Tolerated = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PERCENT",
+        help="Tolerated on top of the limits against a record [default: as sessions in the "
+        f"history differ; {ASSUMED_DRIFT.share:.0%} where they are few]",
+        rich_help_panel=COMPARE,
+    ),
 ]
 Budget = Annotated[
     str, typer.Option(help="Longest time of sampling: 60s, 2m", rich_help_panel=MEASURE)
@@ -119,7 +124,10 @@ Memory = Annotated[
 ]
 Save = Annotated[
     Path | None,
-    typer.Option(help="Save the measurement, as a baseline for later", rich_help_panel=REPORT),
+    typer.Option(
+        help="Save the measurement as a baseline for later; spends the whole budget",
+        rich_help_panel=REPORT,
+    ),
 ]
 Junit = Annotated[Path | None, typer.Option(help="Write JUnit XML", rich_help_panel=REPORT)]
 Github = Annotated[
@@ -161,7 +169,7 @@ def bench(
     limit: Limits = DEFAULT_LIMITS,
     confidence: Confidence = 99.0,
     recorded: Recorded = False,
-    drift: Drift = f"{100 * SESSION_DRIFT:g}%",
+    drift: Tolerated = None,
     budget: Budget = "60s",
     runtime: RuntimeName = None,
     precision: Precision = "fp32",
@@ -185,9 +193,10 @@ def bench(
                 history=history or _state_folder(),
                 baseline=baseline,
                 is_recorded=recorded,
+                drift=None if drift is None else Drift(parse_share(drift)),
                 runtime=runtime,
                 settings=EngineSettings(precision=precision, threads=threads),
-                rules=_rules(limit, confidence, budget, drift, is_cold=cold),
+                rules=_rules(limit, confidence, budget, is_cold=cold),
                 concurrency=concurrency,
                 with_memory=memory,
                 save=save,
@@ -248,15 +257,12 @@ def understood() -> Iterator[None]:
         raise typer.BadParameter(str(error)) from error
 
 
-def _rules(
-    limits: Sequence[str], confidence: float, budget: str, drift: str, *, is_cold: bool
-) -> Rules:
+def _rules(limits: Sequence[str], confidence: float, budget: str, *, is_cold: bool) -> Rules:
     """Return the rules that the options describe; raises ValueError."""
     return Rules(
         limits=tuple(Limit.parse(text) for text in limits),
         confidence=confidence / 100,
         schedule=Schedule(budget_s=parse_seconds(budget), is_cold=is_cold),
-        drift=parse_share(drift),
     )
 
 

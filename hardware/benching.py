@@ -5,8 +5,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
-from hardware.anchors import VERSION
-from hardware.comparing import EXACT, Comparison, Limit, SequentialTest, Verdict
+from hardware.anchors import NAME, VERSION
+from hardware.comparing import (
+    ASSUMED_DRIFT,
+    EXACT,
+    NO_DRIFT,
+    Comparison,
+    Drift,
+    Limit,
+    SequentialTest,
+    Verdict,
+)
 from hardware.contenders import Contender, anchor_loader, describe, loader
 from hardware.device import Device, foreign_cpu_s, this_device
 from hardware.measuring import (
@@ -20,7 +29,7 @@ from hardware.measuring import (
 from hardware.sampling import Loader, Schedule, Unit, UnitSamples, sample_units
 
 CORES_BUSY = 0.25  # used by others: worth saying
-SESSION_DRIFT = 0.03  # what two sessions may differ in although nothing changed
+RECORDED_PARTS = 3  # that share the error of a comparison with a record
 
 Found = tuple[tuple[Comparison, ...], ...]
 """Per candidate, one comparison for every limit."""
@@ -33,8 +42,9 @@ class Rules:
     limits: tuple[Limit, ...] = (Limit("p50", 0.02),)
     confidence: float = 0.99  # of all verdicts together
     schedule: Schedule = field(default_factory=Schedule)
-    drift: float = SESSION_DRIFT  # tolerated on top of the limits against a recorded baseline
-    with_anchor: bool = False  # time the anchor too: the measurement can then be a baseline
+    drifts: Mapping[str, Drift] = field(default_factory=dict)  # by metric; others: as assumed
+    # Time the anchor too, and spend the whole budget: the measurement is to be a baseline.
+    with_anchor: bool = False
     seed: int | None = None  # of all orders; None: by chance, so that no schedule repeats
 
     def __post_init__(self) -> None:
@@ -42,8 +52,10 @@ class Rules:
             raise ValueError("There is no limit. Give one, like p50:2%.")
         if not 0 < self.confidence < 1:
             raise ValueError(f"A confidence lies between 0 and 1; got {self.confidence}.")
-        if not 0 <= self.drift < 1:
-            raise ValueError(f"A drift lies between 0 and 1; got {self.drift}.")
+
+    def error(self, engines: int) -> float:
+        """Return the error that one verdict may have, so that all together keep the confidence."""
+        return (1 - self.confidence) / (engines * len(self.limits))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +97,8 @@ class Glimpse:
     seconds: float  # since the start
     subjects: Sequence[Subject]  # the candidates
     unit: Sequence[UnitSamples]  # what each of them took in the last unit
+    reference: str  # what they are timed in turns with: the anchor's name, or the baseline's hash
+    beside: UnitSamples  # what it took
     comparisons: Found
 
 
@@ -109,9 +123,9 @@ def bench(
     """Sample until every verdict is sure, one is a regression, or the budget is spent.
 
     With a baseline engine all are timed in turns (paired). With a recorded baseline every engine is
-    timed in turns with the anchor, and the ratios to the anchor are compared. Without a baseline
-    the engines are measured until the budget is spent. Ctrl-C ends the sampling; what was measured
-    until then is returned.
+    timed in turns with the anchor, and the ratios to the anchor are compared. Without a baseline,
+    and where the measurement is to be one, the whole budget is spent. Ctrl-C ends the sampling;
+    what was measured until then is returned.
 
     Raises:
         DeviceMismatchError: the baseline cannot be compared with.
@@ -124,16 +138,9 @@ def bench(
     try:
         for unit in sample_units(lineup.loaders, rules.schedule, seed=rules.seed):
             found = lineup.add(unit)
-            listen(
-                Glimpse(
-                    seconds=time.monotonic() - start_s,
-                    subjects=lineup.subjects[int(lineup.is_paired) :],
-                    unit=lineup.candidates(unit),
-                    comparisons=found,
-                )
-            )
+            listen(lineup.glimpse(unit, time.monotonic() - start_s, found))
             verdict = overall(c for each in found for c in each)
-            if verdict in (Verdict.REGRESSION, Verdict.PASS):
+            if verdict in (Verdict.REGRESSION, Verdict.PASS) and not rules.with_anchor:
                 break
     except KeyboardInterrupt:
         if not lineup.units:
@@ -170,15 +177,34 @@ class _Lineup:
     def add(self, unit: Unit) -> Found:
         """Take a unit into account and return what the comparisons come to."""
         self.units.append(unit)
-        reference = unit[0] if self.is_paired else unit[-1]
         for column, feeders in zip(self.candidates(unit), self.feeders, strict=True):
             for feeder in feeders:
-                feeder.add(column, reference)
+                feeder.add(column, self.beside(unit))
         return self.compare()
+
+    @property
+    def reference(self) -> str:
+        """Name what the candidates are timed in turns with."""
+        return self.subjects[0].sha256 if self.is_paired else NAME
+
+    def beside(self, unit: Unit) -> UnitSamples:
+        """Return the reference's part of a unit."""
+        return unit[0] if self.is_paired else unit[-1]
 
     def candidates(self, unit: Unit) -> Unit:
         """Return the candidates' part of a unit."""
         return unit[int(self.is_paired) : len(self.subjects)]
+
+    def glimpse(self, unit: Unit, seconds: float, found: Found) -> Glimpse:
+        """Return what is known after a unit."""
+        return Glimpse(
+            seconds=seconds,
+            subjects=self.subjects[int(self.is_paired) :],
+            unit=self.candidates(unit),
+            reference=self.reference,
+            beside=self.beside(unit),
+            comparisons=found,
+        )
 
     def compare(self) -> Found:
         """Return what the comparisons come to at this moment."""
@@ -234,16 +260,16 @@ def _feeders(
     """Return the tests of every candidate; they share the error that is allowed in equal parts."""
     if baseline is None:
         return [() for _ in range(count)]
-    error = (1 - rules.confidence) / (count * len(rules.limits))
+    error = rules.error(count)
     if isinstance(baseline, Contender):
-        tests = [(limit, 1 - error, EXACT, 0.0) for limit in rules.limits]
-    else:  # half of the error goes to the recorded side
+        tests = [(limit, 1 - error, EXACT, NO_DRIFT) for limit in rules.limits]
+    else:  # the candidate, the record and the drift between them may each err in a third
         tests = [
             (
                 limit,
-                1 - error / 2,
-                recorded_interval(baseline, limit.metric, 1 - error / 2),
-                rules.drift,
+                1 - error / RECORDED_PARTS,
+                recorded_interval(baseline, limit.metric, 1 - error / RECORDED_PARTS),
+                rules.drifts.get(limit.metric, ASSUMED_DRIFT),
             )
             for limit in rules.limits
         ]

@@ -1,15 +1,16 @@
 """The history of a device as one page: the median of every engine over time, changes marked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
-from hardware.benching import SESSION_DRIFT
-from hardware.comparing import Verdict
-from hardware.histories import Past
-from hardware.intervals import median, median_interval
+from hardware.comparing import Drift, Verdict
+from hardware.drifting import session_drift
+from hardware.histories import Measured, Past
+from hardware.intervals import Interval, median, median_interval
 from hardware.measuring import Subject
 
+CHANGE_ERROR = 0.005  # how often drift alone may mark a change
 WIDTH, HEIGHT, LEFT, EDGE = 720, 200, 64, 16  # px, of one chart
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #18201c; --muted: #56615b;
@@ -35,13 +36,16 @@ class Point:
     p50_ms: float
     low_ms: float
     high_ms: float
+    reference: str  # what it was timed in turns with
+    relative: Interval | None  # times as long as the reference
     verdict: Verdict | None
-    change_pct: float | None  # against the point before, where it is more than drift explains
+    change_pct: float | None  # since the point before, where it is more than drift explains
 
 
 def page(title: str, sessions: Sequence[Past]) -> str:
     """Return a page of one HTML file, without scripts or links."""
-    parts = [_section(name, points) for name, points in series(sessions).items()]
+    drift = session_drift(sessions, "p50", CHANGE_ERROR)
+    parts = [_section(name, points) for name, points in series(sessions, drift).items()]
     body = "\n".join(parts) or "<p>Nothing was measured yet.</p>"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -49,20 +53,24 @@ def page(title: str, sessions: Sequence[Past]) -> str:
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n"
         "<p>Median latency of each session with the 95 % interval of its units. A change is marked "
-        f"where two sessions differ by more than their intervals and {SESSION_DRIFT:.0%} "
-        f"of drift between sessions explain.</p>\n{body}\n</body>\n</html>\n"
+        "where two sessions that follow one another were timed in turns with the same reference "
+        "(the anchor, or one baseline) and their ratios to it differ by more than their intervals "
+        f"and {100 * drift.share:.1f} % of drift between sessions "
+        f"({f'from {drift.sessions} sessions' if drift.sessions else 'assumed'}) explain: "
+        f"clocks that differ between two days mark nothing.</p>\n{body}\n</body>\n</html>\n"
     )
 
 
-def series(sessions: Sequence[Past]) -> dict[str, list[Point]]:
+def series(sessions: Sequence[Past], drift: Drift) -> dict[str, list[Point]]:
     """Return the points of every engine and setting, in the order of the sessions."""
     found: dict[str, list[Point]] = {}
     for past in sessions:
         for subject in past.subjects:
             points = found.setdefault(_name(subject), [])
-            point = _point(past, subject, points[-1] if points else None)
+            point = _point(past, subject)
             if point is not None:
-                points.append(point)
+                change = _change_pct(points[-1], point, drift) if points else None
+                points.append(replace(point, change_pct=change))
     return {name: points for name, points in found.items() if points}
 
 
@@ -72,24 +80,49 @@ def _name(subject: Subject) -> str:
     return f"{subject.path} ({subject.runtime}, {subject.precision}, {threads}{cache})"
 
 
-def _point(past: Past, subject: Subject, before: Point | None) -> Point | None:
+def _point(past: Past, subject: Subject) -> Point | None:
     """Return the session's point, from its units: those exist however it ended."""
-    medians = [unit.p50_ms for unit in past.units if unit.sha256 == subject.sha256]
-    if not medians:
+    units = [unit for unit in past.units if unit.sha256 == subject.sha256]
+    if not units:
         return None
-    interval = median_interval(medians)
-    low, high = max(interval.low, min(medians)), min(interval.high, max(medians))
-    verdict = None
-    if past.outcome is not None:
-        verdict = past.outcome.verdict
-    p50 = median(medians)
-    change = None
-    if before is not None:
-        drift = 1 + SESSION_DRIFT
-        if low > before.high_ms * drift or high * drift < before.low_ms:
-            change = 100 * (p50 / before.p50_ms - 1)
-    started = past.outcome.started if past.outcome else "killed"
-    return Point(past.session, started, p50, low, high, verdict, change)
+    took_ms = _interval([unit.p50_ms for unit in units])
+    return Point(
+        session=past.session,
+        started=past.outcome.started if past.outcome else "killed",
+        p50_ms=took_ms.estimate,
+        low_ms=took_ms.low,
+        high_ms=took_ms.high,
+        reference=past.reference,
+        relative=_relative(units),
+        verdict=past.outcome.verdict if past.outcome else None,
+        change_pct=None,
+    )
+
+
+def _relative(units: Sequence[Measured]) -> Interval | None:
+    """Return how many times as long as the reference it took; None where there is none."""
+    ratios = [u.p50_ms / u.reference.p50_ms for u in units if u.reference is not None]
+    return _interval(ratios) if ratios else None
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    """Return the 95 % interval of the median; of few values, all that they span."""
+    found = median_interval(values)
+    return Interval(median(values), max(found.low, min(values)), min(found.high, max(values)))
+
+
+def _change_pct(before: Point, now: Point, drift: Drift) -> float | None:
+    """Return how much slower than before, percent; None where that is within what drift explains.
+
+    Only ratios to one and the same reference are compared.
+    """
+    then, found = before.relative, now.relative
+    if then is None or found is None or before.reference != now.reference:
+        return None
+    slack = 1 + drift.share
+    if found.low > then.high * slack or found.high * slack < then.low:
+        return 100 * (found.estimate / then.estimate - 1)
+    return None
 
 
 def _section(name: str, points: Sequence[Point]) -> str:

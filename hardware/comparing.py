@@ -22,6 +22,22 @@ LEAST_LOADS = 3  # where one load gives several units, the loads must agree, and
 EXACT = Interval(0.0, 0.0, 0.0)  # the log-ratio of a baseline that is measured alongside
 
 
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What two sessions may differ in although nothing changed: tolerated on top of a limit."""
+
+    share: float  # 0.03: one session may come out 1.03 times as slow as the other
+    sessions: int = 0  # that it was estimated from; 0: it was not
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < inf:
+            raise ValueError(f"A drift is a slow-down of 0 % or more; got {self.share:.1%}.")
+
+
+NO_DRIFT = Drift(0.0)
+ASSUMED_DRIFT = Drift(0.03)  # where nothing is known of the device
+
+
 class Verdict(str, Enum):
     """What a comparison comes to."""
 
@@ -134,6 +150,7 @@ class Comparison:
     ratio: Interval  # candidate over baseline
     units: int
     detectable: float  # the least slow-down that this run would have called a regression; inf: none
+    drift: Drift = NO_DRIFT
 
 
 @dataclass(slots=True)
@@ -145,13 +162,13 @@ class SequentialTest:
         confidence: that the interval covers, 0 to 1; each side may err half of the rest.
         baseline: interval of the baseline's own log-ratio to the same reference where it was
             measured at another time; the candidate's log-ratios are then to that reference too.
-        allowance: slow-down tolerated on top, for what differs between two sessions.
+        drift: tolerated on top where the baseline is of another session.
     """
 
     limit: Limit
     confidence: float
     baseline: Interval = EXACT
-    allowance: float = 0.0
+    drift: Drift = NO_DRIFT
     bounds: MedianBounds = field(init=False)
     loads: dict[int, list[float]] = field(default_factory=dict)
 
@@ -174,7 +191,7 @@ class SequentialTest:
     def comparison(self) -> Comparison:
         """Return what can be said at this moment."""
         found = self.interval
-        border = log1p(self.limit.tolerated) + log1p(self.allowance)
+        border = log1p(self.limit.tolerated) + log1p(self.drift.share)
         verdict = Verdict.INCONCLUSIVE
         if found.low > border and self._loads_agree(border, 1):
             verdict = Verdict.REGRESSION
@@ -187,6 +204,7 @@ class SequentialTest:
             ratio=Interval(*(exp(x) for x in (found.estimate, found.low, found.high))),
             units=len(self.bounds.values),
             detectable=exp(border + missing) - 1,
+            drift=self.drift,
         )
 
     def _loads_agree(self, border: float, side: int) -> bool:

@@ -3,15 +3,17 @@
 import re
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hardware.benching import Glimpse, Rules, Session, bench
+from hardware.benching import RECORDED_PARTS, Glimpse, Rules, Session, bench
 from hardware.capacity import measure_peak_bytes, measure_throughput
+from hardware.comparing import Drift
 from hardware.contenders import Contender, contender
 from hardware.device import this_device
+from hardware.drifting import session_drift
 from hardware.errors import StorageError
-from hardware.histories import History
+from hardware.histories import History, read_history
 from hardware.locking import default_lock, machine_lock
 from hardware.measuring import Measurement, file_hash
 from hardware.outcomes import Outcome, outcome
@@ -29,6 +31,7 @@ class Request:
     history: Path  # folder
     baseline: Path | None = None  # an engine, or a measurement that `save` wrote
     is_recorded: bool = False  # compare with the record although its engine is at hand
+    drift: Drift | None = None  # tolerated against a record; None: as the history tells
     runtime: str | None = None  # None: by the names of the files
     settings: EngineSettings = field(default_factory=EngineSettings)
     rules: Rules = field(default_factory=Rules)
@@ -60,12 +63,17 @@ def gate(request: Request, tell: Callable[[Glimpse], None] = lambda glimpse: Non
 
         def listen(glimpse: Glimpse) -> None:
             if not begun:
-                history.begin(glimpse.subjects)
+                history.begin(glimpse.subjects, glimpse.reference)
                 begun.append(history.session)
-            history.add(glimpse.subjects, glimpse.unit)
+            history.add(glimpse.subjects, glimpse.unit, glimpse.beside)
             tell(glimpse)
 
-        session = bench(engines, baseline, request.rules, listen)
+        rules = replace(
+            request.rules,
+            with_anchor=request.save is not None,
+            drifts=_drifts(request) if isinstance(baseline, Measurement) else {},
+        )
+        session = bench(engines, baseline, rules, listen)
         if session.is_complete:
             session = _with_capacity(session, engines, baseline, request)
         found = outcome(session)
@@ -102,6 +110,16 @@ def find_baseline(request: Request) -> Contender | Measurement | None:
     if request.is_recorded or not is_here:
         return recorded
     return contender(engine, recorded.subject.runtime, request.settings)
+
+
+def _drifts(request: Request) -> dict[str, Drift]:
+    """Return what is tolerated of every metric on top of its limit; raises StorageError."""
+    metrics = {limit.metric for limit in request.rules.limits}
+    if request.drift is not None:
+        return dict.fromkeys(metrics, request.drift)
+    past = read_history(history_path(request.history))
+    error = request.rules.error(len(request.engines)) / RECORDED_PARTS
+    return {metric: session_drift(past, metric, error) for metric in metrics}
 
 
 def _with_capacity(

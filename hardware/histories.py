@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from hardware.errors import StorageError
-from hardware.measuring import Subject, whole
+from hardware.measuring import QUANTILES, Subject, whole
 from hardware.outcomes import Outcome
 from hardware.sampling import UnitSamples
 from hardware.storing import Record
@@ -27,20 +28,27 @@ class Begun(Record):
     kind: str = "begun"
     session: str
     subjects: tuple[Subject, ...]  # the candidates
+    reference: str = ""  # what they were timed in turns with: an anchor's name, or a hash
 
 
-class Measured(Record):
-    """One unit of one engine."""
+class Times(Record):
+    """What a unit took."""
 
-    kind: str = "unit"
-    session: str
-    sha256: str
     samples: int
     p50_ms: float
     p90_ms: float
     p99_ms: float
     load_ms: float
     first_ms: float
+
+
+class Measured(Times):
+    """One unit of one engine."""
+
+    kind: str = "unit"
+    session: str
+    sha256: str
+    reference: Times | None = None  # what the session's reference took in the same unit
 
 
 class Ended(Record):
@@ -61,6 +69,7 @@ class Past:
 
     session: str
     subjects: tuple[Subject, ...]
+    reference: str
     units: tuple[Measured, ...]
     outcome: Outcome | None
 
@@ -71,23 +80,26 @@ class History:
     def __init__(self, path: Path, session: str) -> None:
         self.path, self.session = path, session
 
-    def begin(self, subjects: Sequence[Subject]) -> None:
+    def begin(self, subjects: Sequence[Subject], reference: str = "") -> None:
         """Note that a session begins; raises StorageError."""
-        self._append([Begun(session=self.session, subjects=tuple(subjects))])
+        begun = Begun(session=self.session, subjects=tuple(subjects), reference=reference)
+        self._append([begun])
 
-    def add(self, subjects: Sequence[Subject], unit: Sequence[UnitSamples]) -> None:
-        """Note a unit of every candidate; raises StorageError."""
+    def add(
+        self,
+        subjects: Sequence[Subject],
+        unit: Sequence[UnitSamples],
+        reference: UnitSamples | None = None,
+    ) -> None:
+        """Note a unit of every candidate, and of the reference; raises StorageError."""
+        beside = None if reference is None else Times(**_times(reference))
         self._append(
             [
                 Measured(
                     session=self.session,
                     sha256=subject.sha256,
-                    samples=len(samples.samples_ms),
-                    p50_ms=whole("p50", [samples]),
-                    p90_ms=whole("p90", [samples]),
-                    p99_ms=whole("p99", [samples]),
-                    load_ms=samples.load_ms,
-                    first_ms=samples.first_ms,
+                    reference=beside,
+                    **_times(samples),
                 )
                 for subject, samples in zip(subjects, unit, strict=True)
             ]
@@ -104,6 +116,12 @@ class History:
             rest = text.encode()
             while rest:  # a full disk may take a part, and says so at the next call
                 rest = rest[os.write(handle, rest) :]
+
+
+def _times(unit: UnitSamples) -> dict[str, Any]:  # Any: as pydantic takes fields
+    quantiles = {f"{name}_ms": whole(name, [unit]) for name in QUANTILES}
+    loading = {"load_ms": unit.load_ms, "first_ms": unit.first_ms}
+    return {"samples": len(unit.samples_ms), **quantiles, **loading}
 
 
 def read_history(path: Path) -> tuple[Past, ...]:
@@ -128,7 +146,7 @@ def read_history(path: Path) -> tuple[Past, ...]:
         else:
             ended[line.session] = line.outcome
     return tuple(
-        Past(name, first.subjects, tuple(units.get(name, ())), ended.get(name))
+        Past(name, first.subjects, first.reference, tuple(units.get(name, ())), ended.get(name))
         for name, first in begun.items()
     )
 

@@ -18,6 +18,8 @@ class Checked(Record):
     high_pct: float | None
     detectable_pct: float | None  # the least slow-down that this run would have called a regression
     units: int
+    drift_pct: float = 0.0  # tolerated on top of the limit, against a record
+    drift_sessions: int = 0  # that it was estimated from; 0: assumed, or given
 
 
 class Figures(Record):
@@ -92,6 +94,9 @@ def sentence(check: Checked, confidence_pct: float) -> str:
             f"at {confidence_pct:g} % confidence"
         )
     said = f"{check.metric} {check.slower_pct:+.1f} % ({known}), limit {check.limit_pct:g} %"
+    if check.drift_pct:
+        source = f", from {check.drift_sessions} sessions" if check.drift_sessions else ""
+        said += f" and {check.drift_pct:.1f} % of drift between sessions{source}"
     if check.detectable_pct is None:
         return f"{said}; no slow-down could have been seen in this run"
     return f"{said}; a slow-down of {check.detectable_pct:.1f} % would have been seen"
@@ -134,6 +139,8 @@ def _checked(comparison: Comparison) -> Checked:
         high_pct=100 * (ratio.high - 1) if bounded else None,
         detectable_pct=_finite(100 * comparison.detectable),
         units=comparison.units,
+        drift_pct=100 * comparison.drift.share,
+        drift_sessions=comparison.drift.sessions,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binom
 
 from hardware.comparing import (
+    Drift,
     Limit,
     MedianBounds,
     SequentialTest,
@@ -149,8 +150,8 @@ def test_a_recorded_baseline_brings_its_own_interval_and_the_drift_of_sessions()
 
     # 5 % slower: log 0.0488. Against 0.01 + log 1.02 = 0.0298 it is sure, with 3 % of drift not.
     assert judged([0.0488] * 12, baseline=base) is Verdict.REGRESSION
-    assert judged([0.0488] * 12, baseline=base, allowance=0.03) is Verdict.INCONCLUSIVE
-    assert judged([0.0] * 12, baseline=base, allowance=0.03) is Verdict.PASS
+    assert judged([0.0488] * 12, baseline=base, drift=Drift(0.03)) is Verdict.INCONCLUSIVE
+    assert judged([0.0] * 12, baseline=base, drift=Drift(0.03)) is Verdict.PASS
 
 
 def test_limits_are_read_and_written_alike():

@@ -108,6 +108,31 @@ def test_a_record_is_compared_with_where_its_engine_is_gone(engines):
     assert bench(engines, "slow.onnx", "--baseline", "base.json")[0] == 1
 
 
+def test_what_a_paired_bench_saved_is_a_baseline_later(engines):
+    assert bench(engines, "same.onnx", "--baseline", "base.onnx", "--save", "same.json")[0] == 0
+
+    code, said = bench(engines, "base.onnx", "--baseline", "same.json", "--recorded")
+
+    assert code == 0 and "recorded" in said
+
+
+def test_drift_is_assumed_until_the_history_tells_it(engines):
+    def said(*more: str) -> str:
+        return bench(engines, "same.onnx", "--baseline", "base.json", "--recorded", *more)[1]
+
+    bench(engines, "base.onnx", "--save", "base.json")
+    assert "limit 2 % and 3.0 % of drift between sessions;" in said()
+    assert "limit 2 % and 1.5 % of drift between sessions;" in said("--drift", "1.5%")
+    for _ in range(4):
+        bench(engines, "base.onnx")
+
+    # Five sessions of one engine and two of another, whose ratio to the anchor never moved.
+    found = said()
+    assert "limit 2 %; a slow-down of 2.0 % would have been seen" in found
+    [check] = past(engines)[-1].outcome.rows[0].checks
+    assert check.drift_sessions == 7 and check.drift_pct < 1e-9
+
+
 def test_a_record_whose_engine_is_at_hand_is_measured_anew(engines):
     assert bench(engines, "base.onnx", "--save", "base.json")[0] == 0
 
@@ -161,6 +186,7 @@ def test_engines_of_other_inputs_are_not_comparable(engines):
         (["base.onnx", "--budget", "0s"], "positive time"),
         (["base.onnx", "--confidence", "100"], "between 0 and 1"),
         (["base.onnx", "--threads", "0"], "1 thread or more"),
+        (["base.onnx", "--drift", "-1%"], "A drift is a slow-down of 0 % or more"),
         (["base.onnx", "same.onnx", "--save", "x.json"], "A record holds one engine"),
         (["same.onnx", "--baseline", "none.json"], "Make it with: espalier bench"),
     ],
