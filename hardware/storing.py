@@ -60,22 +60,38 @@ def load_record(kind: type[AnyRecord], path: Path) -> AnyRecord:
         StorageError: no such file, damaged JSON, a newer schema, or keys that do not fit.
     """
     try:
-        body = json.loads(path.read_text())
+        content = path.read_bytes()
     except OSError as error:
         raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except ValueError as error:
+    return parse_record(kind, content, str(path))
+
+
+def parse_record(kind: type[AnyRecord], content: bytes, source: str) -> AnyRecord:
+    """Return the record that a file's content holds.
+
+    Args:
+        kind: the record's class.
+        content: of the file.
+        source: where it is from, for messages.
+
+    Raises:
+        StorageError: damaged JSON, a newer schema, or keys that do not fit.
+    """
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise StorageError(
-            f"{path} is damaged, not JSON ({error}). Delete it to start anew."
+            f"{source} is damaged, not JSON ({error}). Delete it to start anew."
         ) from error
     if not isinstance(body, dict):
-        raise StorageError(f"{path} holds {type(body).__name__}, not a {kind.__name__} record.")
+        raise StorageError(f"{source} holds {type(body).__name__}, not a {kind.__name__} record.")
     schema = body.pop("schema", None)
     if schema != kind.SCHEMA:
         raise StorageError(
-            f"{path} has schema {schema}; this version of Espalier reads schema {kind.SCHEMA} of "
+            f"{source} has schema {schema}; this version of Espalier reads schema {kind.SCHEMA} of "
             f"{kind.__name__}. Update Espalier or delete the file."
         )
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        raise StorageError(f"{path} is not a valid {kind.__name__}: {error}") from error
+        raise StorageError(f"{source} is not a valid {kind.__name__}: {error}") from error

@@ -18,6 +18,8 @@ from rich.logging import RichHandler
 from hardware.bench_cli import add_bench
 from hardware.cli import devices
 from hardware.errors import HardwareError
+from hardware.measure_cli import measure
+from hardware.table_cli import tables
 from pipeline.errors import PipelineError
 
 app = typer.Typer(
@@ -28,6 +30,8 @@ app = typer.Typer(
     "and hand back an engine that meets its latency target as measured.",
 )
 app.command()(devices)
+app.command()(measure)
+app.add_typer(tables, name="profile")
 add_bench(app)
 out = Console()
 err = Console(stderr=True)
@@ -90,19 +94,61 @@ def plan(
                 read_recipe(recipe, tuple(overrides or ())), stages.stage, restart=restart
             )
         out.print(plan_table(fitted.plan, fitted.floors))
+        if not fitted.loop:
+            out.print("Predicted by the device's table; the planned network was not measured.")
 
 
-@app.command()
-def profile(recipe: RecipePath, overrides: Overrides = None, verbose: Verbose = False) -> None:
-    """Measure the layers of the recipe's network on this device, in context, into a table."""
+@tables.command("run")
+def profile(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Measure nothing; write what `espalier measure` needs on a device"),
+    ] = None,
+    with_weights: Annotated[
+        bool, typer.Option("--with-weights", help="Put the weights into the bundle as well")
+    ] = False,
+    home: Annotated[
+        Path | None,
+        typer.Option("--import", help="Measure nothing; take in a table that came from a device"),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Measure the layers of the recipe's network on this device, in context, into a table.
+
+    `espalier profile RECIPE` is short for it. For another device: --bundle here, `espalier measure`
+    there, --import here.
+    """
     with reported(verbose):
+        from pipeline.errors import RecipeError
         from pipeline.recipe import read_recipe
+        from pipeline.remote import import_table, make_bundle
         from pipeline.run import make_table
         from pipeline.showing import StageProgress, latency_table
 
+        if bundle is not None and home is not None:
+            raise RecipeError("--bundle writes and --import reads: give one of them.")
+        if with_weights and bundle is None:
+            raise RecipeError("--with-weights says what goes into a bundle: give --bundle FILE.")
+        asked = read_recipe(recipe, tuple(overrides or ()))
         with StageProgress(err) as stages:
-            path, table = make_table(read_recipe(recipe, tuple(overrides or ())), stages.stage)
+            if bundle is not None:
+                manifest = make_bundle(asked, bundle, stages.stage, with_weights=with_weights)
+            elif home is not None:
+                path, table = import_table(asked, home, stages.stage)
+            else:
+                path, table = make_table(asked, stages.stage)
+        if bundle is not None:
+            out.print(
+                f"{bundle}: bundle {manifest.digest[:12]}. On the device: espalier measure "
+                f"{bundle.name} --runtime {asked.target.runtime} -o table.json",
+                markup=False,
+            )
+            return
         out.print(latency_table(path, table))
+        if home is not None:
+            out.print(f"Plan for it with --set target.device={table.key.folder}", markup=False)
 
 
 @app.command()
@@ -164,7 +210,7 @@ def reported(verbose: bool) -> Iterator[None]:
             raise PipelineError(
                 "This command needs torch, which is not installed. On the host: "
                 "pip install 'espalier-cnn[host,onnxruntime,openvino]'. On a device, use "
-                "`espalier devices` and `espalier bench`."
+                "`espalier devices`, `espalier measure` and `espalier bench`."
             )
         yield
     except (HardwareError, PipelineError) as error:

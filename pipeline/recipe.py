@@ -61,6 +61,7 @@ class TargetSection(Section):
     latency_ratio: Share | None = None  # of the unpruned network on the same engine, same run
     table: Path | None = None  # a latency table to use and extend; None: under `profiles`
 
+    device: str | None = None  # a folder under `profiles`: plan for that device; None: this one
     @model_validator(mode="after")
     def _one_target(self) -> "TargetSection":
         if (self.latency_ms is None) == (self.latency_ratio is None):

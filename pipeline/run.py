@@ -19,6 +19,7 @@ from pipeline.pruning import prove, prune
 from pipeline.recipe import Recipe
 from pipeline.records import EpochRecord, Network, Verdict
 from pipeline.targeting import (
+from pipeline.remote import is_away, plan_from_table, refuse_away
     Bench,
     FittedPlan,
     Progress,
@@ -69,6 +70,7 @@ def compress(recipe: Recipe, stages: Stages = quiet, *, restart: bool = False) -
 
     Raises:
         PipelineError, HardwareError: with what happened and what to do.
+    refuse_away(recipe.target, "the engine")
     """
     place = Workspace(recipe, restart=restart)
     if (done := place.load(Verdict, "verdict")) is not None:
@@ -87,13 +89,19 @@ def compress(recipe: Recipe, stages: Stages = quiet, *, restart: bool = False) -
 
 
 def make_plan(recipe: Recipe, stages: Stages = quiet, *, restart: bool = False) -> FittedPlan:
-    """Run everything up to the first plan; no weight is changed. `compress` continues from it."""
+    """Run everything up to the first plan; no weight is changed. `compress` continues from it.
+
+    For a device that is another machine the plan rests on that device's table alone.
+    """
+    if is_away(recipe.target):
+        return _with_warning(plan_from_table(recipe, stages, restart=restart))
     place = Workspace(recipe, restart=restart)
     job = prepare(recipe, stages)
     return plan_round(job, job.subject, place, "attempt-1-round-1", target_share(job), stages)
 
 
 def make_table(recipe: Recipe, stages: Stages = quiet) -> tuple[Path, LatencyTable]:
+    refuse_away(recipe.target, "its latency table")
     """Measure the recipe's network at designed widths; return the latency table and its path."""
     job = prepare(recipe, stages)
     candidates = planning.candidate_widths(
