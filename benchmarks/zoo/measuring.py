@@ -59,6 +59,7 @@ def _measure(network: Network, name: str, with_class: bool) -> Entry:
         prunable_share=share,
         frozen=_frozen(graph, channels),
         proof_error=evidence.proof_error,
+        proved_groups=evidence.proved_groups,
         proof_precision=evidence.precision,
         ort_parity=evidence.ort_parity,
         export_error=evidence.export_error,

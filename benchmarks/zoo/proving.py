@@ -1,6 +1,6 @@
 """The proof of one network: removed == masked, and the engine beside the pruned torch network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +8,18 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from benchmarks.zoo.standardised import (
+    comparable,
+    computed_weights,
+    spread,
+    with_outputs,
+    without_standardising,
+)
 from hardware.carving import carve
 from hardware.channels import ChannelMap, Keep
 from hardware.cleaning import fold_norms
+from hardware.graphs import shapes
+from pipeline.channels import find_groups
 from pipeline.channels.silencing import random_keep, silence
 from pipeline.errors import NetworkError, ProofError
 from pipeline.graphform import GraphForm
@@ -29,6 +38,7 @@ class Evidence:
     """How far computations agree that should be one, relative to the largest output."""
 
     proof_error: float | None  # removed against masked; None where every group is mixed
+    proved_groups: int  # that were compared so
     ort_parity: float  # the delivered engine, all groups pruned, against torch
     export_error: float  # the graph that is analysed against the network's class
     precision: str  # of the proof: "float64", or "float32" where torch cannot run the graph
@@ -45,8 +55,8 @@ class Evidence:
 def prove(network: Network, graph: onnx.ModelProto, channels: ChannelMap) -> Evidence:
     """Compare removing with masking for a random half of every group, and deliver the result.
 
-    In float64, on the graph form; groups that an operator mixes are left out of that comparison,
-    and are pruned with the others in the network that is delivered.
+    In float64, on the graph form; groups that an operator mixes are left out of that comparison
+    (unless it only computes weights), and are pruned with the others in the network delivered.
 
     Args:
         network: with random weights.
@@ -73,20 +83,41 @@ def _in_float64(
     full, removed = _run(graph, image), carve(graph, channels, keep)
     pruned = _run(removed, image)
     _refuse_other_shapes(pruned, full)
-    exact = _exact(channels, keep)
-    error = None
-    if exact:
-        masked = _run(silence(graph, channels, exact), image)
-        if all(torch.equal(a, b) for a, b in zip(full, masked, strict=True)):
-            raise ProofError("The proof says nothing: masking half of all channels changes nothing")
-        same = len(exact) == len(keep)
-        error = difference(pruned if same else _run(carve(graph, channels, exact), image), masked)
+    error, count = _proof_error(graph, channels, keep, image, full)
     return Evidence(
         proof_error=error,
+        proved_groups=count,
         ort_parity=difference(_deliver(fold_norms(removed), image), pruned),
         export_error=difference(full, whole),
         precision="float64",
     )
+
+
+def _proof_error(
+    graph: onnx.ModelProto, channels: ChannelMap, keep: Keep, image: Tensor, full: Outputs
+) -> tuple[float | None, int]:
+    """Return how far removing is from masking (None: every group is mixed), for how many groups."""
+    exact = _exact(channels, keep)
+    weights = computed_weights(graph) if len(exact) < len(keep) else {}
+    if weights:
+        plain = without_standardising(graph, weights)
+        plain_channels = find_groups(plain)
+        exact = comparable(channels, plain_channels, keep)
+    if not exact:
+        return None, 0
+    carved = carve(graph, channels, exact)
+    if weights:
+        outputs = _run(with_outputs(carved, weights), image)
+        removed, computed = outputs[: len(full)], outputs[len(full) :]
+        given = spread(
+            dict(zip(weights.values(), computed, strict=True)), shapes(graph), plain_channels, exact
+        )
+        masked = _run(silence(plain, plain_channels, exact), image, given)
+    else:
+        removed, masked = _run(carved, image), _run(silence(graph, channels, exact), image)
+    if all(torch.equal(a, b) for a, b in zip(full, masked, strict=True)):
+        raise ProofError("The proof says nothing: masking half of all channels changes nothing.")
+    return difference(removed, masked), len(exact)
 
 
 def _in_float32(
@@ -108,6 +139,7 @@ def _in_float32(
         error = difference(_deliver(carve(graph, channels, exact), image, optimized=False), masked)
     return Evidence(
         proof_error=error,
+        proved_groups=len(exact),
         ort_parity=difference(_deliver(fold_norms(removed), image), pruned),
         export_error=difference(full, whole),
         precision="float32",
@@ -120,10 +152,14 @@ def _exact(channels: ChannelMap, keep: Keep) -> Keep:
     return {name: units for name, units in keep.items() if channels.group(name).mixes is None}
 
 
-def _run(graph: onnx.ModelProto, image: Tensor) -> Outputs:
-    """Return what the graph computes in float64, in torch."""
+def _run(
+    graph: onnx.ModelProto, image: Tensor, weights: Mapping[str, Tensor] | None = None
+) -> Outputs:
+    """Return what the graph computes in float64, in torch, with some of its weights replaced."""
     form: nn.Module = GraphForm(graph, find_roles(graph)).double().eval()
     with torch.no_grad():
+        for name, weight in (weights or {}).items():
+            form.get_parameter(name).copy_(weight)
         return outputs_of(form(image.double()))
 
 

@@ -28,7 +28,8 @@ class Entry(Record):
     peak_mib: float = 0.0
     nodes: int = 0
     groups: int = 0
-    mixing_groups: int = 0  # groups that mix channels: their structure is checked, not their values
+    mixing_groups: int = 0  # groups whose channels an operator mixes
+    proved_groups: int = 0  # groups that were removed and masked; the others' structure is checked
     prunable_share: float = 0.0  # of the output channels of all convolutions
     frozen: Mapping[str, int] = {}  # reason -> channels
     proof_error: float | None = None  # largest |removed - masked| / largest |masked|

@@ -27,15 +27,16 @@ def to_markdown(zoo: Zoo, of: int) -> str:
             "",
         ]
     lines += [
-        "*analysis s*: processor seconds of the analysis, one thread; *mixing*: groups that an "
-        "operator mixes (layer norm, channel softmax), whose removal is checked by structure and "
-        "shapes; *share*: of the convolution output channels that are prunable; *error*: largest "
-        "|removed - masked| by the largest |masked|, a random half of every other group removed, "
-        "random weights, in float64 (f32: where torch cannot run the graph); *parity*: the "
-        "network with half of every group removed in ONNX Runtime against torch, likewise. "
+        "*analysis s*: processor seconds of the analysis, one thread. *proved*: groups whose "
+        "removal was compared with masking; those that an operator mixes (layer norm, channel "
+        "softmax) are checked by structure and shapes. *share*: of the convolution output channels "
+        "that are prunable; *class*: likewise without leaving the network's class. *error*: "
+        "largest |removed - masked| by the largest |masked|, a random half of these groups "
+        "removed, random weights, in float64 (f32: where torch cannot run the graph). *parity*: "
+        "the network with half of every group removed in ONNX Runtime against torch, likewise. "
         "Written by `python -m benchmarks.zoo`.",
         "",
-        "| network | status | analysis s | groups | mixing | share | class | error | parity "
+        "| network | status | analysis s | groups | proved | share | class | error | parity "
         "| MiB | Torch-Pruning | most frequent reason not to prune |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---|",
         *(_row(entry) for entry in zoo.networks),
@@ -52,7 +53,7 @@ def _row(entry: Entry) -> str:
         entry.status,
         f"{entry.seconds:.1f}",
         str(entry.groups),
-        str(entry.mixing_groups),
+        str(entry.proved_groups),
         f"{entry.prunable_share:.2f}",
         "" if entry.class_share is None else f"{entry.class_share:.2f}",
         _error(entry),

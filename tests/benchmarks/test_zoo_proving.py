@@ -4,7 +4,9 @@ import torch
 
 from benchmarks.zoo import proving
 from benchmarks.zoo.proving import Evidence, difference, prove
+from benchmarks.zoo.standardised import spread
 from hardware.channels import ChannelMap
+from hardware.graphs import shapes
 from pipeline.channels import find_groups
 from pipeline.errors import NetworkError, ProofError
 from pipeline.exporting import export_graph
@@ -75,7 +77,11 @@ def test_a_graph_of_other_weights_is_noticed() -> None:
 def test_what_float32_may_differ_by_is_too_much_in_float64() -> None:
     def holds(precision: str) -> bool:
         return Evidence(
-            proof_error=1e-6, ort_parity=1e-6, export_error=1e-6, precision=precision
+            proof_error=1e-6,
+            proved_groups=1,
+            ort_parity=1e-6,
+            export_error=1e-6,
+            precision=precision,
         ).holds
 
     assert holds("float32") and not holds("float64")
@@ -92,5 +98,34 @@ def test_groups_that_are_mixed_are_delivered_all_the_same() -> None:
 
     evidence = prove(network, graph, channels)
 
-    assert evidence.holds
+    assert evidence.holds and evidence.proved_groups < len(channels.groups)
     assert evidence.ort_parity < 1e-5
+
+
+def test_standardised_weights_are_proved_with_what_the_pruned_network_computes() -> None:
+    network, graph, channels = _case("standardised")
+    assert any(group.mixes for group in channels.groups)
+
+    evidence = prove(network, graph, channels)
+
+    assert evidence.proof_error is not None and evidence.proof_error < 1e-13
+    assert evidence.proved_groups == len(channels.groups) and evidence.holds
+
+
+def test_weights_go_back_to_the_places_of_the_channels_that_stay() -> None:
+    _, graph, channels = _case("chain")
+    second = channels.group("conv2")
+    keep = {"conv1": (1, 4), "conv2": tuple(range(1, second.width))}
+    weight = torch.rand(second.width - 1, 2, 3, 3)
+
+    (whole,) = spread({"conv2.weight": weight}, shapes(graph), channels, keep).values()
+
+    assert torch.equal(whole[1:, [1, 4]], weight)
+    assert whole.count_nonzero() == weight.count_nonzero()
+
+
+def test_a_weight_of_another_size_than_was_kept_is_refused() -> None:
+    _, graph, channels = _case("chain")
+
+    with pytest.raises(ProofError, match="kept is"):
+        spread({"conv2.weight": torch.rand(1, 1, 3, 3)}, shapes(graph), channels, {})
