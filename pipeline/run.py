@@ -18,8 +18,8 @@ from pipeline.models import load_network
 from pipeline.pruning import prove, prune
 from pipeline.recipe import Recipe
 from pipeline.records import EpochRecord, Network, Verdict
-from pipeline.targeting import (
 from pipeline.remote import is_away, plan_from_table, refuse_away
+from pipeline.targeting import (
     Bench,
     FittedPlan,
     Progress,
@@ -70,8 +70,8 @@ def compress(recipe: Recipe, stages: Stages = quiet, *, restart: bool = False) -
 
     Raises:
         PipelineError, HardwareError: with what happened and what to do.
-    refuse_away(recipe.target, "the engine")
     """
+    refuse_away(recipe.target, "the engine")
     place = Workspace(recipe, restart=restart)
     if (done := place.load(Verdict, "verdict")) is not None:
         return done
@@ -101,8 +101,8 @@ def make_plan(recipe: Recipe, stages: Stages = quiet, *, restart: bool = False) 
 
 
 def make_table(recipe: Recipe, stages: Stages = quiet) -> tuple[Path, LatencyTable]:
-    refuse_away(recipe.target, "its latency table")
     """Measure the recipe's network at designed widths; return the latency table and its path."""
+    refuse_away(recipe.target, "its latency table")
     job = prepare(recipe, stages)
     candidates = planning.candidate_widths(
         job.subject.channels, (), recipe.plan.step, recipe.plan.empty_branches
