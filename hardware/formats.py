@@ -1,6 +1,7 @@
 """What a bench came to, as CI systems read it: JUnit XML, GitHub annotations, Markdown."""
 
 import platform
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,6 +11,8 @@ from hardware.outcomes import Checked, Outcome, Row, sentence
 
 LEVELS = {Verdict.PASS: "notice", Verdict.INCONCLUSIVE: "warning", Verdict.REGRESSION: "error"}
 SUITE = "espalier bench"
+# The complement of the production Char of XML 1.0, sec. 2.2.
+NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(outcome: Outcome) -> str:
@@ -82,7 +85,15 @@ def _suite(
     ElementTree.SubElement(suite, "system-out").text = "\n".join(lines)
     ElementTree.SubElement(suite, "system-err")
     ElementTree.indent(root)
+    for element in root.iter():
+        element.text = element.text and _printable(element.text)
+        element.attrib.update({key: _printable(value) for key, value in element.attrib.items()})
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _printable(text: str) -> str:
+    """Replace what XML has no way to write: control characters (colours of a vendor's message)."""
+    return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def annotations(outcome: Outcome) -> tuple[str, ...]:

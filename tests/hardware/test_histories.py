@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -78,3 +80,44 @@ def test_a_history_that_cannot_be_written_says_so(tmp_path):
 
     with pytest.raises(StorageError, match="choose another folder with --history"):
         begun(tmp_path / "file" / "h.jsonl")
+
+
+KILLED = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from hardware.histories import History, read_history
+from tests.hardware.test_histories import NET, unit
+
+path, found = Path(sys.argv[1]), []
+for kill in range(12):
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        history = History(path, f"session {kill}")
+        history.begin([NET])
+        while True:  # the parent is told of every unit that was appended, and then kills
+            history.add([NET], [unit(0)])
+            os.write(writing, b".")
+    os.close(writing)
+    told = len(os.read(reading, 1))
+    time.sleep(random.Random(kill).uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while more := len(os.read(reading, 65536)):
+        told += more
+    os.close(reading)
+    [session] = [past for past in read_history(path) if past.session == f"session {kill}"]
+    found.append((told, len(session.units)))
+print(json.dumps(found))
+"""
+
+
+def test_a_process_that_is_killed_while_it_appends_loses_nothing(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "h.jsonl")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    found = json.loads(done.stdout)
+    # The last unit may have been appended before the parent could be told.
+    assert all(told <= kept <= told + 1 for told, kept in found)
+    assert sum(told for told, _ in found) > len(found)
+    # Nor did a later session damage an earlier one.
+    assert [len(past.units) for past in read_history(tmp_path / "h.jsonl")] == [k for _, k in found]
