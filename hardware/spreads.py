@@ -23,6 +23,7 @@ NORMAL_95 = 1.96  # standard deviations to either side of 95 % of a normal distr
 TAIL, NORMAL_TAIL = 0.9, 1.645  # a quantile of deviations, and where a normal distribution has it
 BINS = 5  # of entries by their time: short ones are measured worse
 LEAST_DEVIATIONS = 10  # in a bin
+RESOLUTION_US = 0.01  # tables hold times to this
 USUAL_ENTRY = 0.03  # relative, where no entry was built twice
 # Engines of one model differ for as long as they live. The full network was built a few times
 # only, so what is usual counts as much as what those few tell.
@@ -40,8 +41,10 @@ class Spread:
 
     def of_entry(self, entry: Entry) -> Interval:
         """Return where 95 of 100 other sweeps would find an entry's time, us."""
-        one = float(np.interp(np.log(max(entry.median_us, 1e-3)), self.log_us, self.entry))
-        return _around(entry.median_us, one / sqrt(_worth(entry.builds)))
+        time_us = max(entry.median_us, RESOLUTION_US)
+        one = float(np.interp(np.log(time_us), self.log_us, self.entry))
+        found = np.hypot(one / sqrt(_worth(entry.builds)), RESOLUTION_US / time_us)
+        return _around(entry.median_us, float(found))
 
     def of_variant(self, variant: Variant) -> Interval:
         """Return where 95 of 100 other sweeps would find a variant's end-to-end time, ms."""

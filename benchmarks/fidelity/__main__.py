@@ -1,0 +1,154 @@
+"""How well a latency table predicts plans that it never saw, beside two other kinds of table.
+
+    python -m benchmarks.fidelity --network resnet18 --runtime ov --json fidelity.json
+    python -m benchmarks.fidelity --network resnet34 --runtime ov --after resnet18 --plans 5
+    python -m benchmarks.fidelity --network resnet56 --runtime ort --repeat
+
+The table is built from nothing in a temporary folder. Every plan is then measured end to end, in
+turns with the full network. Sums of layers timed alone and multiply-adds predict the same plans in
+the same run. Keep the machine quiet meanwhile: what others did is recorded.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.fidelity.isolated import IsolatedTable
+from benchmarks.fidelity.measuring import (
+    Setting,
+    build_table,
+    coverage_of,
+    measure_plans,
+)
+from benchmarks.fidelity.records import Errors, Result, SecondRun, errors_of
+from benchmarks.fidelity.subjects import NETWORKS, held_out, subject_of
+from hardware.device import this_device
+from hardware.runtimes import RUNTIMES, get_runtime
+from hardware.runtimes.base import EngineSettings
+from hardware.storing import save_record
+from hardware.sweeping import digest_of
+from hardware.watching import between
+from pipeline.manifest import versions
+from pipeline.progress import StageProgress
+
+
+def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Result:
+    """Build the table, measure the plans, and return what was found."""
+    runtime = get_runtime(options.runtime)
+    settings = EngineSettings(threads=options.threads)
+    setting = Setting(runtime=runtime, settings=settings, seed=options.seed)
+    path, after = folder / "table.json", {}
+    for name in options.after:
+        with shown.stage(f"Measuring {name} before") as progress:
+            after[name] = build_table(*subject_of(name), setting, path, progress).builds
+    subject, candidates = subject_of(options.network)
+    digest = digest_of(subject.template)
+    with shown.stage(f"Measuring {options.network} into the table") as progress:
+        swept = build_table(subject, candidates, setting, path, progress)
+    with shown.stage("The same with the table present") as progress:
+        again = build_table(subject, candidates, setting, path, progress)
+    coverage = None
+    if options.repeat:
+        with shown.stage("The same from nothing again") as progress:
+            other = build_table(subject, candidates, setting, folder / "again.json", progress)
+        coverage = coverage_of(swept.table, other.table, digest)
+    plans = held_out(candidates, subject.channels, options.plans, options.seed + 1)
+    isolated = IsolatedTable(runtime, settings)
+    before = runtime.counters()
+    with shown.stage("Measuring plans that the table never saw") as progress:
+        whole, *times = measure_plans(subject, plans, swept.table, setting, isolated, progress)
+    measured = [plan.measured_ms for plan in times]
+    scale = whole.measured_ms / whole.isolated_ms
+    return Result(
+        network=options.network,
+        runtime=runtime.name,
+        runtime_version=runtime.version(),
+        threads=settings.threads,
+        precision=settings.precision,
+        builds=swept.builds,
+        table_seconds=round(swept.seconds, 2),
+        **errors_of([plan.predicted_ms for plan in times], measured).model_dump(),
+        isolated=errors_of([plan.isolated_ms for plan in times], measured),
+        isolated_scaled=errors_of([scale * plan.isolated_ms for plan in times], measured),
+        isolated_builds=len(isolated.known_ms),
+        macs=errors_of([plan.macs_ms for plan in times], measured),
+        full_ms=swept.table.anchors_ms[digest],
+        second_run=SecondRun(builds=again.builds, seconds=round(again.seconds, 2)),
+        after=after,
+        coverage=coverage,
+        crowded_variants=sum(v.is_crowded for v in swept.table.variants),
+        disturbance=between(before, runtime.counters()),
+        plans=tuple(times),
+        seed=options.seed,
+        device=this_device(),
+        versions=versions(),
+    )
+
+
+def show(found: Result, console: Console) -> None:
+    """Print the errors as a table, and the rest in a few lines."""
+    table = Table("table", "builds", "median %", "p95 %", "worst %", "bias %", title_justify="left")
+    table.title = f"{found.network}, {found.runtime}, {found.threads} thread(s)"
+    ours = Errors(**{name: getattr(found, name) for name in Errors.model_fields})
+    alone = str(found.isolated_builds)
+    for name, builds, errors in (
+        ("in context", str(found.builds), ours),
+        ("layers alone, added", alone, found.isolated),
+        ("the same, scaled to the full network", alone, found.isolated_scaled),
+        ("multiply-adds times a constant", "0", found.macs),
+    ):
+        numbers = [f"{getattr(errors, field):.2f}" for field in Errors.model_fields]
+        table.add_row(name, builds, *numbers)
+    console.print(table)
+    said = [
+        f"The table took {found.table_seconds:.1f} s; with the table present "
+        f"{found.second_run.builds} builds and {found.second_run.seconds:.1f} s."
+    ]
+    for name, before in found.after.items():
+        said.append(f"{name} before took {before} builds, {found.network} then {found.builds}.")
+    if found.coverage is not None:
+        said.append(
+            f"Of the second sweep's figures {found.coverage.entries_covered_pct} % (entries) and "
+            f"{found.coverage.variants_covered_pct} % (end to end) lie in the first's intervals; "
+            f"medians moved by {found.coverage.entry_change_pct} % and "
+            f"{found.coverage.variant_change_pct} %."
+        )
+    if found.disturbance.is_crowded or found.crowded_variants:
+        said.append(
+            f"The machine was not quiet: others kept {found.disturbance.foreign_cores:.2f} cores "
+            f"busy while plans were measured, and {found.crowded_variants} variants of the table "
+            "were measured beside a busy neighbour."
+        )
+    console.print("\n".join(said), highlight=False)
+
+
+def main() -> None:
+    """Run one network on one runtime."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", choices=NETWORKS, required=True)
+    parser.add_argument("--runtime", choices=sorted(RUNTIMES), required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--plans", type=int, default=20, help="random ones; three others come on top"
+    )
+    parser.add_argument("--after", choices=NETWORKS, action="append", default=[])
+    parser.add_argument("--repeat", action="store_true", help="build the table twice and compare")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with (
+        StageProgress(Console(stderr=True)) as shown,
+        tempfile.TemporaryDirectory(prefix="espalier-fidelity-") as folder,
+    ):
+        found = run(options, shown, Path(folder))
+    if options.json is not None:
+        save_record(found, options.json)
+    show(found, Console(file=sys.stdout))
+
+
+if __name__ == "__main__":
+    main()

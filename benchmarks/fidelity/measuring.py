@@ -1,0 +1,161 @@
+"""Tables from nothing, plans they never saw, and the same sweep twice."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.fidelity.isolated import IsolatedTable
+from benchmarks.fidelity.records import Coverage, PlanTimes
+from benchmarks.fidelity.subjects import Candidates
+from hardware.carving import carve, keep_first
+from hardware.harvesting import ANCHORS
+from hardware.keys import macs_of
+from hardware.predicting import predict_plan_ms
+from hardware.runtimes.base import EngineSettings, Runtime
+from hardware.spreads import spread_of
+from hardware.sweeping import complete_widths, digest_of, sweep
+from hardware.tables import LatencyTable, key_of, load_table
+from hardware.timing import Protocol, ratio, time_together
+from pipeline.analysing import Subject
+
+Progress = Callable[[int, int, str], None]
+
+ENGINES = 3  # of every plan: two engines of one model differ by up to 3 %
+PROTOCOL = Protocol(
+    warmup_s=0.2, min_samples=18, max_samples=150, max_seconds=1.5, relative_width=0.005
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What measures, and how."""
+
+    runtime: Runtime
+    settings: EngineSettings
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Swept:
+    """A table after a sweep, and what the sweep cost."""
+
+    table: LatencyTable
+    builds: int
+    seconds: float
+
+
+def build_table(
+    subject: Subject, candidates: Candidates, setting: Setting, path: Path, progress: Progress
+) -> Swept:
+    """Sweep a network into the table at that path, which may hold others or nothing yet."""
+    key = key_of(setting.runtime, setting.settings, 1)
+    start = time.perf_counter()
+    table = load_table(path, key) if path.exists() else LatencyTable(key=key)
+    before = len(table.variants)
+    table = sweep(
+        subject.template,
+        subject.channels,
+        subject.layers,
+        candidates,
+        setting.runtime,
+        setting.settings,
+        table,
+        path,
+        seed=setting.seed,
+        progress=progress,
+    )
+    seconds = time.perf_counter() - start
+    return Swept(table=table, builds=len(table.variants) - before, seconds=seconds)
+
+
+def measure_plans(
+    subject: Subject,
+    plans: Sequence[tuple[str, Mapping[str, int]]],
+    table: LatencyTable,
+    setting: Setting,
+    isolated: IsolatedTable,
+    progress: Progress,
+) -> list[PlanTimes]:
+    """Return what each plan was predicted to take and took, the full network beside every one.
+
+    The first is the full network itself. All times are at the table's pace: what is measured now
+    is divided by how much slower than in the table the full network is now.
+    """
+    runtime, settings = setting.runtime, setting.settings
+    digest = digest_of(subject.template)
+    anchor_ms = table.anchors_ms[digest]
+    anchors = [runtime.build(subject.template, settings) for _ in range(ANCHORS)]
+    whole = complete_widths(subject.channels, {})
+    ms_per_mac = anchor_ms / macs_of(subject.layers, whole)
+    found = []
+    for number, (name, widths) in enumerate([("full", whole), *plans]):
+        model = carve(subject.template, subject.channels, keep_first(subject.channels, widths))
+        engines = [runtime.build(model, settings) for _ in range(ENGINES)]
+        feeds = engines[0].random_feeds()
+        beside, series = time_together(
+            [[e.timer(feeds) for e in anchors], [e.timer(feeds) for e in engines]],
+            PROTOCOL,
+            seed=number,
+            foreign_s=lambda: runtime.counters().foreign_s,
+        )
+        macs = macs_of(subject.layers, widths)
+        drift = beside.latency.median_ms / anchor_ms
+        found.append(
+            PlanTimes(
+                name=name,
+                widths=widths,
+                predicted_ms=predict_plan_ms(table, subject.layers, widths),
+                measured_ms=ratio(series, beside).estimate * anchor_ms,
+                isolated_ms=isolated.sum_ms(subject.layers, widths, drift),
+                macs_ms=ms_per_mac * macs,
+                macs=macs,
+            )
+        )
+        last = found[-1]
+        progress(
+            number + 1,
+            len(plans) + 1,
+            f"{name}: predicted {last.predicted_ms:.4g}, measured {last.measured_ms:.4g} ms",
+        )
+    return found
+
+
+def coverage_of(first: LatencyTable, second: LatencyTable, digest: str) -> Coverage:
+    """Return how often the second table's figures lie in the first's intervals, at one pace.
+
+    Args:
+        first: whose intervals are asked.
+        second: of the same sweep.
+        digest: of the network's template.
+    """
+    spread = spread_of(first)
+    pace = first.anchors_ms[digest] / second.anchors_ms[digest]
+    entries, entry_changes = [], []
+    for entry in first.entries:
+        other = second.by_key.get(entry.key)
+        if other is not None and entry.median_us > 0:
+            entries.append(spread.of_entry(entry).contains(pace * other.median_us))
+            entry_changes.append(abs(pace * other.median_us / entry.median_us - 1))
+    again = {tuple(sorted(v.widths.items())): v for v in second.variants if v.template == digest}
+    variants, variant_changes = [], []
+    for variant in first.variants:
+        same = again.get(tuple(sorted(variant.widths.items())))
+        if variant.template == digest and same is not None:
+            now_ms = same.end_to_end.median_ms * variant.anchor_ms / same.anchor_ms
+            variants.append(spread.of_variant(variant).contains(now_ms))
+            variant_changes.append(abs(now_ms / variant.end_to_end.median_ms - 1))
+    return Coverage(
+        entries=len(entries),
+        entries_covered_pct=_pct(entries),
+        variants=len(variants),
+        variants_covered_pct=_pct(variants),
+        entry_change_pct=round(100 * float(np.median(entry_changes)), 3),
+        variant_change_pct=round(100 * float(np.median(variant_changes)), 3),
+    )
+
+
+def _pct(said: Sequence[bool]) -> float:
+    return round(100 * float(np.mean(said)), 1)

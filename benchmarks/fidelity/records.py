@@ -1,0 +1,90 @@
+"""What a run of the benchmark found, as it is written to JSON."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hardware.device import Device
+from hardware.storing import Record
+from hardware.watching import Disturbance
+
+
+class Errors(Record):
+    """How far predictions are off, percent of what was measured; `bias_pct` keeps the sign."""
+
+    median_error_pct: float
+    p95_error_pct: float
+    worst_error_pct: float
+    bias_pct: float  # median of the signed errors: above 0, predictions are too high
+
+
+class PlanTimes(Record):
+    """One plan that the table had not seen, at the table's pace."""
+
+    name: str  # "random", or the share of all groups
+    widths: Mapping[str, int]
+    predicted_ms: float
+    measured_ms: float
+    isolated_ms: float  # sum of layers that were timed alone
+    macs_ms: float  # multiply-adds times a constant
+    macs: int
+
+
+class SecondRun(Record):
+    """The same sweep with the table present."""
+
+    builds: int
+    seconds: float
+
+
+class Coverage(Record):
+    """How often a second sweep's figure lies in the interval that the first one states."""
+
+    entries: int  # in both tables
+    entries_covered_pct: float
+    variants: int
+    variants_covered_pct: float
+    entry_change_pct: float  # median of how far the second figure is off the first
+    variant_change_pct: float
+
+
+class Result(Record):
+    """One network on one runtime."""
+
+    network: str
+    runtime: str
+    runtime_version: str
+    threads: int
+    precision: str
+    builds: int  # narrowed networks built and timed
+    table_seconds: float
+    median_error_pct: float
+    p95_error_pct: float
+    worst_error_pct: float
+    bias_pct: float
+    isolated: Errors
+    isolated_scaled: Errors  # the same sums, times what makes the full network right
+    isolated_builds: int
+    macs: Errors  # the constant is the full network's
+    full_ms: float  # the full network, at the table's pace
+    second_run: SecondRun
+    after: Mapping[str, int] = {}  # networks measured before into the same table, and their builds
+    coverage: Coverage | None = None
+    crowded_variants: int  # measured beside a busy neighbour
+    disturbance: Disturbance  # while the plans were measured
+    plans: tuple[PlanTimes, ...]
+    seed: int
+    device: Device
+    versions: Mapping[str, str]
+
+
+def errors_of(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> Errors:
+    """Return how far predictions are off."""
+    signed = 100 * (np.array(predicted_ms) / np.array(measured_ms) - 1)
+    sizes = np.abs(signed)
+    return Errors(
+        median_error_pct=round(float(np.median(sizes)), 3),
+        p95_error_pct=round(float(np.quantile(sizes, 0.95)), 3),
+        worst_error_pct=round(float(sizes.max()), 3),
+        bias_pct=round(float(np.median(signed)), 3),
+    )
