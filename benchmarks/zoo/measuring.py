@@ -9,7 +9,7 @@ from dataclasses import replace
 import onnx
 import torch
 
-from benchmarks.zoo.networks import build
+from benchmarks.zoo.networks import NOTES, build
 from benchmarks.zoo.proving import prove
 from benchmarks.zoo.records import Entry
 from hardware.carving import carve
@@ -51,7 +51,7 @@ def _measure(network: Network, name: str, with_class: bool) -> Entry:
     return Entry(
         name=name,
         status="wrong proof" if not evidence.holds else "ok" if share else "not prunable",
-        detail=evidence.note,
+        detail=evidence.note or NOTES.get(name, ""),
         seconds=seconds,
         nodes=len(graph.graph.node),
         groups=len(channels.prunable),

@@ -22,7 +22,7 @@ class Entry(Record):
 
     name: str
     status: str  # "ok" | "wrong proof" | "not prunable" | "failed" | "timeout" | "memory"
-    detail: str = ""  # the error, or why the proof is in float32
+    detail: str = ""  # the error, why the proof is in float32, or what was built instead
     seconds: float = 0.0  # processor time of the analysis alone, one thread
     whole_seconds: float = 0.0  # likewise of everything, export and proof included
     peak_mib: float = 0.0

@@ -37,7 +37,7 @@ def to_markdown(zoo: Zoo, of: int) -> str:
         "Written by `python -m benchmarks.zoo`.",
         "",
         "| network | status | analysis s | groups | proved | share | class | error | parity "
-        "| MiB | Torch-Pruning | most frequent reason not to prune |",
+        "| MiB | Torch-Pruning | most frequent reason not to prune, or note |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---|",
         *(_row(entry) for entry in zoo.networks),
         "",
@@ -46,7 +46,7 @@ def to_markdown(zoo: Zoo, of: int) -> str:
 
 
 def _row(entry: Entry) -> str:
-    reason = next(iter(entry.frozen), entry.detail)
+    reason = entry.detail or next(iter(entry.frozen), "")
     peer = entry.torch_pruning
     cells = [
         entry.name,

@@ -7,12 +7,14 @@ import psutil
 import pytest
 import timm
 from torchvision import models
+from torchvision.models import regnet
+from torchvision.models.regnet import BlockParams
 
 from benchmarks.zoo import __main__ as zoo
 from benchmarks.zoo import isolating
 from benchmarks.zoo.isolating import run_module
 from benchmarks.zoo.measuring import conv_share
-from benchmarks.zoo.networks import DETECTORS, TIMM, TORCHVISION, names
+from benchmarks.zoo.networks import DETECTORS, TIMM, TORCHVISION, make, names
 from benchmarks.zoo.records import Entry, Peer, Zoo, summarize
 from benchmarks.zoo.tables import to_markdown
 from hardware.storing import load_record, save_record
@@ -29,6 +31,22 @@ def test_the_list_has_at_least_150_networks_and_each_once() -> None:
 def test_every_network_of_the_list_exists() -> None:
     assert set(TIMM) <= set(timm.list_models())
     assert {*TORCHVISION, *DETECTORS} <= set(models.list_models())
+
+
+def test_the_narrowed_regnet_has_half_the_channels_of_the_published_one() -> None:
+    # Dollar et al., arXiv:2103.06877: depth 27, w_0 456, w_a 160.83, w_m 2.52, group width 264.
+    published = BlockParams.from_init_params(
+        depth=27, w_0=456, w_a=160.83, w_m=2.52, group_width=264, se_ratio=0.25
+    )
+    made: list[BlockParams] = []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regnet, "RegNet", made.append)
+        make("regnet_y_128gf")
+
+    assert [2 * width for width in made[0].widths] == published.widths
+    assert made[0].depths == published.depths
+    assert [2 * width for width in made[0].group_widths] == published.group_widths
 
 
 def test_the_share_counts_the_output_channels_of_convolutions() -> None:
