@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
-POLL_S = 0.2
+POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +37,13 @@ def run_module(
         status = "ok"
         try:
             while process.poll() is None:
-                busy_s = max(busy_s, _busy_s(process.pid))
+                family = _family(process.pid)
+                busy_s = max(busy_s, _busy_s(family))
                 asleep_s += POLL_S * _is_asleep(process.pid)
                 if busy_s + asleep_s > timeout_s:
                     status = "timeout"
                     break
-                if _resident_bytes(process.pid) > memory_gib * 2**30:
+                if _resident_bytes(family) > memory_gib * 2**30:
                     status = "memory"
                     break
                 time.sleep(POLL_S)
@@ -59,11 +60,19 @@ def run_module(
     return Outcome(status=status, last_line=last, seconds=busy_s)
 
 
-def _busy_s(pid: int) -> float:
-    """Return the processor time that a process and its children have used; 0 where it is gone."""
+def _family(pid: int) -> list[psutil.Process]:
+    """Return a process and its children; nothing where it is gone."""
     try:
         parent = psutil.Process(pid)
-        times = [p.cpu_times() for p in [parent, *parent.children(recursive=True)]]
+        return [parent, *parent.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _busy_s(family: Sequence[psutil.Process]) -> float:
+    """Return the processor time that processes have used; 0 where one is gone."""
+    try:
+        times = [process.cpu_times() for process in family]
     except psutil.Error:
         return 0.0
     return sum(t.user + t.system for t in times)
@@ -77,22 +86,17 @@ def _is_asleep(pid: int) -> bool:
         return False
 
 
-def _resident_bytes(pid: int) -> int:
-    """Return the memory of a process and its children; 0 where it is gone."""
+def _resident_bytes(family: Sequence[psutil.Process]) -> int:
+    """Return the memory of processes; 0 where one is gone."""
     try:
-        parent = psutil.Process(pid)
-        return sum(p.memory_info().rss for p in [parent, *parent.children(recursive=True)])
+        return sum(process.memory_info().rss for process in family)
     except psutil.Error:
         return 0
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and its children, and wait for it."""
-    try:
-        children = psutil.Process(process.pid).children(recursive=True)
-    except psutil.Error:
-        children = []
-    for child in children:
+    for child in _family(process.pid)[1:]:
         child.kill()
     process.kill()
     process.wait()

@@ -46,7 +46,11 @@ def layer_of(node: Node, shapes: Shapes) -> tuple[str, nn.Module] | None:
         return None
     names = tuple(f"{path}.{part}" for part in BATCH_NORM_INPUTS)
     if node.operator == "BatchNormalization":
-        if node.inputs[1:] != names or not all(name in shapes for name in names):
+        if (
+            node.get("training_mode", 0)
+            or node.inputs[1:] != names
+            or not all(name in shapes for name in names)
+        ):
             return None
         momentum = round(1 - node.get("momentum", 0.9), 6)  # ONNX says how much of the old stays
         size = shapes[names[0]][0]

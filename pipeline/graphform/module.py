@@ -265,6 +265,6 @@ def _refuse_unknown(model: onnx.ModelProto) -> None:
             operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             raise NetworkError(
                 f"The graph form has no implementation of operator {operator}, node {node.name}. "
-                "Take the class form with plan.surgery=class, or add the operator to "
+                "Take the class form with surgery=class, or add the operator to "
                 "pipeline/graphform/operators.py."
             )

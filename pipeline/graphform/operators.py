@@ -98,10 +98,11 @@ def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 def batch_norm(
     node: Node, x: Tensor, scale: Tensor, bias: Tensor, average: Tensor, variance: Tensor
 ) -> Tensor:
-    """BatchNormalization whose statistics are no layer's own: they are fixed."""
-    return functional.batch_norm(
-        x, average, variance, scale, bias, False, 0.0, node.get("epsilon", 1e-5)
-    )
+    """BatchNormalization that is no layer: its statistics are fixed, or the batch's own."""
+    epsilon = node.get("epsilon", 1e-5)
+    if node.get("training_mode", 0):
+        return functional.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
+    return functional.batch_norm(x, average, variance, scale, bias, False, 0.0, epsilon)
 
 
 def instance_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

@@ -136,11 +136,11 @@ def test_a_pause_of_a_process_is_not_held_against_it() -> None:
     try:
         process.send_signal(signal.SIGSTOP)
         psutil.wait_procs([psutil.Process(process.pid)], timeout=0.3)
-        before = isolating._busy_s(process.pid)
+        before = isolating._busy_s(isolating._family(process.pid))
         psutil.wait_procs([psutil.Process(process.pid)], timeout=0.3)
 
         assert not isolating._is_asleep(process.pid)
-        assert isolating._busy_s(process.pid) == before
+        assert isolating._busy_s(isolating._family(process.pid)) == before
     finally:
         process.kill()
         process.wait()

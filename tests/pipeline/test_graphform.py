@@ -146,6 +146,23 @@ def test_a_stored_graph_form_comes_back(tmp_path):
         load_pruned(tmp_path)
 
 
+def test_a_norm_in_training_mode_uses_the_statistics_of_what_it_gets():
+    graph = graphs.exported("chain")
+    norm = next(node for node in graph.graph.node if node.op_type == "BatchNormalization")
+    norm.attribute.append(onnx.helper.make_attribute("training_mode", 1))
+    graph.graph.output.append(
+        next(info for info in graph.graph.value_info if info.name == norm.output[0])
+    )
+    state = nets.build("chain").state_dict()
+    scale, shift = (state[name] for name in norm.input[1:3])
+
+    form = GraphForm(graph, Roles(parameters=())).eval()
+    normed = form(torch.randn(2, *nets.INPUT_SHAPE))[1]
+
+    torch.testing.assert_close(normed.mean((0, 2, 3)), shift, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(normed.std((0, 2, 3)), scale.abs(), rtol=1e-2, atol=1e-3)
+
+
 def test_an_operator_without_implementation_is_named():
     graph = graphs.exported("chain")
     graph.graph.node[1].op_type, graph.graph.node[1].name = "Det", "odd"
@@ -180,18 +197,3 @@ def test_an_onnx_file_is_pruned_trained_and_exported(tmp_path):
     )
     with pytest.raises(NetworkError, match=r"takes images of shape \[1, 16, 16\]"):
         load_network(ModelSection(name=str(path), input_shape=(3, 16, 16)))
-
-
-def test_a_shufflenet_is_pruned_as_a_graph():
-    section = ModelSection(
-        name="torchvision:shufflenet_v2_x0_5",
-        arguments={"num_classes": 10},
-        input_shape=(3, 32, 32),
-    )
-    network = graph_form(load_network(section))
-    channels = find_groups(export_graph(network))
-    keep = {g.name: tuple(range(0, g.width, 2)) for g in channels.prunable if g.width > 1}
-
-    assert keep
-    assert examine(network, channels, keep).error < 1e-6
-    assert prune(network, channels, keep).module(network.example(3)).shape == (3, 10)
