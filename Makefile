@@ -10,7 +10,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable ".[host,onnxruntime,openvino,dev]"
+		--editable ".[host,onnxruntime,openvino,tensorrt-rtx,dev]"
 	touch $@
 
 demo: $(READY)

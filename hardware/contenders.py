@@ -12,7 +12,7 @@ from hardware.runtimes import get_runtime
 from hardware.runtimes.base import Engine, EngineSettings
 from hardware.sampling import Loaded, Loader
 
-RUNTIME_OF = {".onnx": "ort", ".ort": "ort", ".xml": "ov"}
+RUNTIME_OF = {".onnx": "ort", ".ort": "ort", ".xml": "ov", ".engine": "trt", ".plan": "trt"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 
-from hardware.device import Device, this_device
+from hardware.device import Device
 from hardware.errors import DeviceMismatchError, MissingLatencyError, StorageError
 from hardware.keys import LayerKey
 from hardware.runtimes.base import EngineSettings, Runtime
@@ -239,8 +239,8 @@ def merge(first: LatencyTable, second: LatencyTable) -> LatencyTable:
 def key_of(
     runtime: Runtime, settings: EngineSettings, batch: int, device: Device | None = None
 ) -> TableKey:
-    """Return what tables measured with this runtime on this device (or the one named) hold for."""
-    device = device or this_device()
+    """Return what tables measured with this runtime on its device (or the one named) hold for."""
+    device = device or runtime.machine()
     return TableKey(
         device=device.name,
         fingerprint=device.fingerprint,

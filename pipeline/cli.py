@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from hardware.bench_cli import add_bench
+from hardware.build_cli import build
 from hardware.cli import devices
 from hardware.errors import HardwareError
 from hardware.measure_cli import measure
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.command()(devices)
 app.command()(measure)
+app.command()(build)
 app.add_typer(tables, name="profile")
 add_bench(app)
 out = Console()

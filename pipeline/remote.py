@@ -5,8 +5,9 @@ from pathlib import Path
 from hardware import predicting
 from hardware.bundles import Manifest, pack, write_bundle
 from hardware.device import this_device
-from hardware.errors import DeviceMismatchError, MissingLatencyError
+from hardware.errors import DeviceMismatchError, MissingLatencyError, RuntimeMissingError
 from hardware.remote import bring_home
+from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
 from hardware.sweeping import digest_of
 from hardware.tables import LatencyTable, TableKey, load_table, table_path
@@ -98,8 +99,8 @@ def plan_from_table(recipe: Recipe, stages: Stages, *, restart: bool = False) ->
 
 
 def is_away(target: TargetSection) -> bool:
-    """Tell whether the recipe's device is another machine than this one."""
-    return target.device not in (None, this_device().slug)
+    """Tell whether the recipe's device is another one than its runtime has here."""
+    return target.device not in (None, _here(target))
 
 
 def refuse_away(target: TargetSection, what: str) -> None:
@@ -110,11 +111,19 @@ def refuse_away(target: TargetSection, what: str) -> None:
     """
     if is_away(target):
         raise RecipeError(
-            f"target.device is {target.device}, and this machine is {this_device().slug}: {what} "
+            f"target.device is {target.device}, and this machine is {_here(target)}: {what} "
             "has to be measured there. From here, `espalier plan` works by that device's table "
             "(espalier profile RECIPE --bundle and --import); to deliver an engine, run "
             "`espalier compress` on the device."
         )
+
+
+def _here(target: TargetSection) -> str:
+    """Return the folder of the device that the recipe's runtime has on this machine."""
+    try:
+        return get_runtime(target.runtime).machine().slug
+    except RuntimeMissingError:
+        return this_device().slug
 
 
 def _subject(recipe: Recipe, stages: Stages) -> Subject:

@@ -9,6 +9,7 @@ from hardware.runtimes.base import Runtime
 RUNTIMES: dict[str, str] = {
     "ort": "hardware.runtimes.ort:OnnxRuntime",
     "ov": "hardware.runtimes.ov:OpenVino",
+    "trt": "hardware.runtimes.trt:TensorRt",
     "fake": "hardware.runtimes.fake:FakeRuntime",
 }
 

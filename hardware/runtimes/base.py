@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from hardware.device import Device, this_device
 from hardware.errors import ModelError, RunError
 from hardware.watching import Counters, read_counters
 
@@ -138,6 +139,10 @@ class Runtime(ABC):
     @abstractmethod
     def device(self) -> str:
         """Return what it runs on here, in words, like `CPU: AMD EPYC`."""
+
+    def machine(self) -> Device:
+        """Return the device whose speed its engines have: this machine, or an accelerator in it."""
+        return this_device()
 
     def counters(self) -> Counters:
         """Return what others have done so far to the device that this runtime measures on."""
