@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks.fidelity.isolated import IsolatedTable
 from benchmarks.fidelity.measuring import (
     Setting,
+    build_beside_neighbour,
     build_table,
     coverage_of,
     measure_plans,
@@ -52,10 +53,11 @@ def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Resu
     with shown.stage("The same with the table present") as progress:
         again = build_table(subject, candidates, setting, path, progress)
     coverage = None
-    if options.repeat:
+    if options.repeat or options.neighbour:
+        build = build_beside_neighbour if options.neighbour else build_table
         with shown.stage("The same from nothing again") as progress:
-            other = build_table(subject, candidates, setting, folder / "again.json", progress)
-        coverage = coverage_of(swept.table, other.table, digest)
+            other = build(subject, candidates, setting, folder / "again.json", progress)
+        coverage = coverage_of(swept.table, other, digest)
     plans = held_out(candidates, subject.channels, options.plans, options.seed + 1)
     isolated = IsolatedTable(runtime, settings)
     before = runtime.counters()
@@ -117,6 +119,11 @@ def show(found: Result, console: Console) -> None:
             f"medians moved by {found.coverage.entry_change_pct} % and "
             f"{found.coverage.variant_change_pct} %."
         )
+        if found.coverage.noticed_variants is not None:
+            said.append(
+                f"A neighbour span beside {found.coverage.beside_variants} variants of the second "
+                f"sweep; {found.coverage.noticed_variants} were marked and measured again."
+            )
     if found.disturbance.is_crowded or found.crowded_variants:
         said.append(
             f"The machine was not quiet: others kept {found.disturbance.foreign_cores:.2f} cores "
@@ -137,6 +144,11 @@ def main() -> None:
     )
     parser.add_argument("--after", choices=NETWORKS, action="append", default=[])
     parser.add_argument("--repeat", action="store_true", help="build the table twice and compare")
+    parser.add_argument(
+        "--neighbour",
+        action="store_true",
+        help="the same, and a process spins on one core during part of the second sweep",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -1,8 +1,10 @@
 """Tables from nothing, plans they never saw, and the same sweep twice."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ from pipeline.analysing import Subject
 
 Progress = Callable[[int, int, str], None]
 
+BESIDE = range(4, 10)  # variants beside which a neighbour spins, where one is asked for
 ENGINES = 3  # of every plan: two engines of one model differ by up to 3 %
 PROTOCOL = Protocol(
     warmup_s=0.2, min_samples=18, max_samples=150, max_seconds=1.5, relative_width=0.005
@@ -45,6 +48,7 @@ class Swept:
     table: LatencyTable
     builds: int
     seconds: float
+    noticed: int | None = None  # variants that were marked while a neighbour spun
 
 
 def build_table(
@@ -69,6 +73,36 @@ def build_table(
     )
     seconds = time.perf_counter() - start
     return Swept(table=table, builds=len(table.variants) - before, seconds=seconds)
+
+
+def build_beside_neighbour(
+    subject: Subject, candidates: Candidates, setting: Setting, path: Path, progress: Progress
+) -> Swept:
+    """Build a table while a process spins on one core beside some of its variants."""
+    spinning: list[subprocess.Popen[bytes]] = []
+    noticed = 0
+
+    def told(done: int, total: int, text: str) -> None:
+        nonlocal noticed
+        if done == BESIDE.start:
+            spinning.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+        elif done == BESIDE.stop:
+            _end(spinning)
+            noticed = sum(variant.is_crowded for variant in load_table(path).variants)
+        progress(done, total, text)
+
+    try:
+        swept = build_table(subject, candidates, setting, path, told)
+    finally:
+        _end(spinning)
+    return replace(swept, noticed=noticed)
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    while processes:
+        process = processes.pop()
+        process.kill()
+        process.wait()
 
 
 def measure_plans(
@@ -123,15 +157,15 @@ def measure_plans(
     return found
 
 
-def coverage_of(first: LatencyTable, second: LatencyTable, digest: str) -> Coverage:
+def coverage_of(first: LatencyTable, again: Swept, digest: str) -> Coverage:
     """Return how often the second table's figures lie in the first's intervals, at one pace.
 
     Args:
         first: whose intervals are asked.
-        second: of the same sweep.
+        again: the same sweep once more.
         digest: of the network's template.
     """
-    spread = spread_of(first)
+    second, spread = again.table, spread_of(first)
     pace = first.anchors_ms[digest] / second.anchors_ms[digest]
     entries, entry_changes = [], []
     for entry in first.entries:
@@ -139,10 +173,10 @@ def coverage_of(first: LatencyTable, second: LatencyTable, digest: str) -> Cover
         if other is not None and entry.median_us > 0:
             entries.append(spread.of_entry(entry).contains(pace * other.median_us))
             entry_changes.append(abs(pace * other.median_us / entry.median_us - 1))
-    again = {tuple(sorted(v.widths.items())): v for v in second.variants if v.template == digest}
+    others = {tuple(sorted(v.widths.items())): v for v in second.variants if v.template == digest}
     variants, variant_changes = [], []
     for variant in first.variants:
-        same = again.get(tuple(sorted(variant.widths.items())))
+        same = others.get(tuple(sorted(variant.widths.items())))
         if variant.template == digest and same is not None:
             now_ms = same.end_to_end.median_ms * variant.anchor_ms / same.anchor_ms
             variants.append(spread.of_variant(variant).contains(now_ms))
@@ -154,6 +188,8 @@ def coverage_of(first: LatencyTable, second: LatencyTable, digest: str) -> Cover
         variants_covered_pct=_pct(variants),
         entry_change_pct=round(100 * float(np.median(entry_changes)), 3),
         variant_change_pct=round(100 * float(np.median(variant_changes)), 3),
+        noticed_variants=again.noticed,
+        beside_variants=len(BESIDE) if again.noticed is not None else None,
     )
 
 

@@ -46,6 +46,8 @@ class Coverage(Record):
     variants_covered_pct: float
     entry_change_pct: float  # median of how far the second figure is off the first
     variant_change_pct: float
+    beside_variants: int | None = None  # measured while a neighbour spun, in the second sweep
+    noticed_variants: int | None = None  # of these, marked; they were measured again
 
 
 class Result(Record):

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from benchmarks.fidelity import __main__ as fidelity
 from benchmarks.fidelity.isolated import IsolatedTable, layer_model
-from benchmarks.fidelity.measuring import coverage_of
+from benchmarks.fidelity.measuring import Swept, coverage_of
 from benchmarks.fidelity.records import Result, errors_of
 from benchmarks.fidelity.subjects import NETWORKS, held_out
 from hardware.keys import LayerKey, macs_of
@@ -114,8 +114,10 @@ def test_a_second_sweep_at_another_pace_is_covered_and_a_slower_network_is_not()
             table = add_variant(table, layers, {"inner0": width}, pace=pace, slower=slower)
         tables.append(table)
 
-    same = coverage_of(tables[0], tables[1], "t")
-    other = coverage_of(tables[0], tables[2], "t")
+    same, other = (
+        coverage_of(tables[0], Swept(table=table, builds=3, seconds=1.0), "t")
+        for table in tables[1:]
+    )
 
     assert (same.entries_covered_pct, same.variants_covered_pct) == (100.0, 100.0)
     assert same.variants == 3 and same.variant_change_pct == pytest.approx(0.0, abs=0.01)
