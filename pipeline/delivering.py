@@ -48,6 +48,7 @@ class Shaped:
     proof_error: float  # the largest of all rounds
     epochs: tuple[EpochRecord, ...]
 
+    sparse_epochs: tuple[EpochRecord, ...] = ()  # before surgery
 
 def deliver(
     subject: Subject, shaped: Shaped, data: Data, bench: Bench, recipe: Recipe, stages: Stages
@@ -183,6 +184,8 @@ def _describe(
         epochs=shaped.epochs,
         verdict=verdict,
         recipe_yaml=dump_recipe(recipe),
+        sparse_epochs=shaped.sparse_epochs,
+        sparsified=recipe.sparsify.method,
         versions=versions(),
         command=shlex.join(["espalier", *sys.argv[1:]]),
     )

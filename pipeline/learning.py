@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.recipe import FinetuneSection
+from pipeline.recipe import TrainingSection
 
 
 def learning_rate_at(step: int, steps: int, warmup_steps: int, peak: float) -> float:
@@ -27,7 +27,7 @@ def learning_rate_at(step: int, steps: int, warmup_steps: int, peak: float) -> f
 
 
 def distillation_loss(
-    logits: Tensor, labels: Tensor, taught: Tensor | None, section: FinetuneSection
+    logits: Tensor, labels: Tensor, taught: Tensor | None, section: TrainingSection
 ) -> Tensor:
     """Return the mean loss: cross-entropy to the labels, and divergence from the teacher.
 
@@ -63,7 +63,7 @@ def has_bf16(place: torch.device) -> bool:
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def make_optimizer(module: nn.Module, section: FinetuneSection) -> torch.optim.SGD:
+def make_optimizer(module: nn.Module, section: TrainingSection) -> torch.optim.SGD:
     """Return SGD with Nesterov momentum; norms and biases do not decay.
 
     The momentum starts at zero in each parameter's own memory layout, as it does after a resume:

@@ -1,7 +1,7 @@
 """The recipe: the one file a user writes. Unknown keys are refused, defaults are stated here."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -83,8 +83,10 @@ class PlanSection(Section):
     time_limit_s: Annotated[float, Field(gt=0)] = 60.0  # per solve
 
 
-class FinetuneSection(Section):
-    """How the pruned network is trained."""
+class TrainingSection(Section):
+    """How a network is trained."""
+
+    NAME: ClassVar[str]
 
     epochs: Annotated[int, Field(ge=0)] = 10
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
@@ -99,7 +101,33 @@ class FinetuneSection(Section):
     recalibrate: bool = True  # batch-norm statistics anew, before the first epoch
 
 
+class FinetuneSection(TrainingSection):
+    """How the pruned network is trained."""
+
+    NAME = "finetune"
+
+
+
 class LimitsSection(Section):
+class SparsifySection(TrainingSection):
+    """How the network is trained before it is pruned, so that pruning costs less."""
+
+    NAME = "sparsify"
+
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    method: Literal["none", "admm", "scp"] = "none"
+    rho: Annotated[float, Field(gt=0)] = 0.1  # admm: weight of the penalty
+    rho_growth: Annotated[float, Field(ge=1)] = 1.3  # admm: at every update
+    update_epochs: Positive = 1  # admm: between two updates
+    steps: Positive = 1  # admm: to the plan's widths in so many steps
+    masked_share: Annotated[float, Field(ge=0, lt=1)] = 0.25  # admm: of a step's epochs, after it
+    pressure: Annotated[float, Field(ge=0)] = 0.5  # scp: on the channels that are to go
+    sharpness: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        10.0,
+        200.0,
+    )  # scp: slope of the masks, first and last epoch
+
+
     """What the verdict demands besides the latency."""
 
     accuracy_drop_points: Annotated[float, Field(ge=0)] = 1.0
@@ -115,6 +143,7 @@ class Recipe(Section):
     target: TargetSection
     plan: PlanSection = PlanSection()
     finetune: FinetuneSection = FinetuneSection()
+    sparsify: SparsifySection = SparsifySection()
     limits: LimitsSection = LimitsSection()
     out: Path = Path("build/espalier")
     profiles: Path = Path("profiles")

@@ -67,6 +67,8 @@ class Report:
     recipe_yaml: str
     versions: Mapping[str, str]
     command: str
+    sparse_epochs: tuple[EpochRecord, ...] = ()  # of the training before surgery
+    sparsified: str = "none"  # its method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +207,9 @@ def _figures(report: Report) -> dict[str, drawing.Drawing]:
         "layers": _layers_figure(report.layers),
     }
     if report.epochs:
-        figures["training"] = _training_figure(report.epochs)
+        figures["training"] = _training_figure("training", report.epochs)
+    if report.sparse_epochs:
+        figures["sparsifying"] = _training_figure("sparsifying", report.sparse_epochs)
     return figures
 
 
@@ -241,14 +245,14 @@ def _layers_figure(layers: Sequence[LayerRow]) -> drawing.Drawing:
     )
 
 
-def _training_figure(epochs: Sequence[EpochRecord]) -> drawing.Drawing:
+def _training_figure(name: str, epochs: Sequence[EpochRecord]) -> drawing.Drawing:
     losses: dict[str, Sequence[float]] = {
         "validation": [epoch.val_loss for epoch in epochs],
         "training": [epoch.train_loss for epoch in epochs],
     }
     accuracy = [epoch.val_accuracy_pct for epoch in epochs]
     return drawing.draw(
-        "training",
+        name,
         f"Validation accuracy over {len(epochs)} epochs, from {wording.pct(accuracy[0])} to "
         f"{wording.pct(accuracy[-1])}, with the losses",
         lambda width: drawing.training_curves(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardware.channels import Keep
+from hardware.channels import ChannelMap, Keep
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
 from hardware.tables import LatencyTable, open_table
@@ -20,6 +20,7 @@ from pipeline.recipe import Recipe
 from pipeline.records import EpochRecord, Network, Verdict
 from pipeline.remote import is_away, plan_from_table, refuse_away
 from pipeline.targeting import (
+from pipeline.sparsifying.stage import Sparsified, sparsify
     Bench,
     FittedPlan,
     Progress,
@@ -150,10 +151,17 @@ def shape(job: Job, place: Workspace, name: str, share: float, stages: Stages) -
     current, keep = job.network, everything(job.subject)
     proof_error, predicted_share = 0.0, 1.0
     epochs: list[EpochRecord] = []
+    sparse_epochs: list[EpochRecord] = []
     for number in range(1, rounds + 1):
         label = f"{name}-round-{number}"
         subject = job.subject if number == 1 else analyse(current, job.recipe.target.batch)
         fitted = plan_round(job, subject, place, label, share ** (1 / rounds), stages)
+        if job.recipe.sparsify.method != "none":
+            with stages("Sparsifying") as progress:
+                folder = place.state / f"{label}-sparse"
+                sparse = prepare_for(job, subject.channels, current, fitted, folder, progress)
+            current, fitted = sparse.network, keeping(fitted, sparse.keep)
+            sparse_epochs += sparse.epochs
         with stages("Pruning, and proving it") as progress:
             pruned = prune(current, subject.channels, fitted.plan.keep)
             error = prove(current, subject.channels, fitted.plan.keep)
@@ -179,6 +187,7 @@ def shape(job: Job, place: Workspace, name: str, share: float, stages: Stages) -
         predicted_share=predicted_share,
         proof_error=proof_error,
         epochs=tuple(epochs),
+        sparse_epochs=tuple(sparse_epochs),
     )
 
 
@@ -205,6 +214,27 @@ def _with_warning(fitted: FittedPlan) -> FittedPlan:
     if fitted.warning is not None:
         log.warning("%s", fitted.warning)
     return fitted
+
+
+def prepare_for(
+    job: Job,
+    channels: ChannelMap,
+    network: Network,
+    fitted: FittedPlan,
+    folder: Path,
+    progress: Progress,
+) -> Sparsified:
+    """Return the network trained to do without what a plan removes, and what stays of it."""
+    recipe, keep = job.recipe, fitted.plan.keep
+    return sparsify(
+        network, job.network, channels, keep, job.data, recipe.sparsify, folder, recipe.seed,
+        progress,
+    )  # fmt: skip
+
+
+def keeping(fitted: FittedPlan, keep: Keep) -> FittedPlan:
+    """Return the same widths with another choice of units."""
+    return fitted.model_copy(update={"plan": fitted.plan.model_copy(update={"keep": dict(keep)})})
 
 
 def everything(subject: Subject) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import pipeline.checkpoints
-import pipeline.finetuning
+import pipeline.training
 from hardware.errors import StorageError
 from pipeline.data import Data, load_data
 from pipeline.errors import TrainingError
@@ -143,7 +143,7 @@ def test_the_best_epoch_is_returned_not_the_last(
         seen.append({name: value.clone() for name, value in module.state_dict().items()})
         return replace(found(predict, batches), accuracy_pct=next(told))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline.finetuning, "accuracy", validate)
+    monkeypatch.setattr(pipeline.training, "accuracy", validate)
 
     best, epochs = train(tmp_path)
 
@@ -211,10 +211,10 @@ def test_outputs_that_do_not_fit_the_classes_are_an_error(tmp_path: Path) -> Non
 def test_a_processor_without_bf16_trains_in_float32_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(pipeline.finetuning, "has_bf16", lambda place: False)
+    monkeypatch.setattr(pipeline.training, "has_bf16", lambda place: False)
     section = SECTION.model_copy(update={"bf16": True, "epochs": 1})
 
-    with caplog.at_level(logging.INFO, logger="pipeline.finetuning"):
+    with caplog.at_level(logging.INFO, logger="pipeline.training"):
         train(tmp_path, section=section)
 
     assert "no bf16 instructions: training in float32" in caplog.text
@@ -223,7 +223,7 @@ def test_a_processor_without_bf16_trains_in_float32_and_says_so(
 def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.finetuning, "has_bf16", lambda place: True)  # emulated, if need be
+    monkeypatch.setattr(pipeline.training, "has_bf16", lambda place: True)  # emulated, if need be
     student = small_network()
     types: set[torch.dtype] = set()
     student.module.append(Spy(types))

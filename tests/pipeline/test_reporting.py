@@ -375,3 +375,13 @@ def test_a_layer_that_got_slower_is_drawn_beyond_its_former_bar():
     axes = drawing.paired_bars([bar], "us", drawing.WIDE_PX).axes[0]
 
     assert axes.get_xlim()[1] > 2.0
+
+
+def test_sparsifying_is_shown_where_there_was_some(report, tmp_path):
+    write_report(report, tmp_path / "without.html")
+    sparse = replace(report, sparse_epochs=report.epochs[:2], sparsified="scp")
+    write_report(sparse, tmp_path / "with.html")
+
+    assert "sparsifying" not in (tmp_path / "without.html").read_text()
+    page = (tmp_path / "with.html").read_text()
+    assert "2 epochs of\nsoft masks (SCP)" in page and page.count("Every epoch") == 2
