@@ -142,7 +142,8 @@ def load_data(
         section: source, split, normalisation and augmentation.
         input_shape: of one network input, (channels, height, width).
         seed: of the validation split, of the order and of the augmentation.
-        progress: told (done, total, what) while images are decoded.
+        progress: told (done, total, what) while training images are decoded; the test images
+            are decoded when they are read.
 
     Raises:
         DataError: images are missing, unreadable or too few, classes do not agree, or the
@@ -196,10 +197,10 @@ def _folders(section: DataSection, form: Format, progress: Progress | None) -> S
                 f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}. "
                 "Both splits need the same class folders."
             )
-    load = partial(load_images, form=form, memory_bytes=section.memory_bytes, progress=progress)
+    load = partial(load_images, form=form, memory_bytes=section.memory_bytes)
     return (
         tuple(train),
-        load(train, cropped="crop" in section.augment),
+        load(train, cropped="crop" in section.augment, progress=progress),
         sum(map(len, test.values())),
         lambda: load(test, cropped=False),
     )
