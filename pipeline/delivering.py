@@ -47,8 +47,8 @@ class Shaped:
     predicted_share: float  # latency over the original's, as predicted, after all rounds
     proof_error: float  # the largest of all rounds
     epochs: tuple[EpochRecord, ...]
-
     sparse_epochs: tuple[EpochRecord, ...] = ()  # before surgery
+
 
 def deliver(
     subject: Subject, shaped: Shaped, data: Data, bench: Bench, recipe: Recipe, stages: Stages
@@ -182,10 +182,10 @@ def _describe(
         layers=layer_rows(subject, load_table(bench.path), final_widths(shaped)),
         loop=tuple((turn.predicted_ms, turn.measured_ms) for turn in shaped.fitted.loop),
         epochs=shaped.epochs,
-        verdict=verdict,
-        recipe_yaml=dump_recipe(recipe),
         sparse_epochs=shaped.sparse_epochs,
         sparsified=recipe.sparsify.method,
+        verdict=verdict,
+        recipe_yaml=dump_recipe(recipe),
         versions=versions(),
         command=shlex.join(["espalier", *sys.argv[1:]]),
     )

@@ -60,8 +60,8 @@ class TargetSection(Section):
     latency_ms: Annotated[float, Field(gt=0)] | None = None
     latency_ratio: Share | None = None  # of the unpruned network on the same engine, same run
     table: Path | None = None  # a latency table to use and extend; None: under `profiles`
-
     device: str | None = None  # a folder under `profiles`: plan for that device; None: this one
+
     @model_validator(mode="after")
     def _one_target(self) -> "TargetSection":
         if (self.latency_ms is None) == (self.latency_ratio is None):
@@ -98,7 +98,6 @@ class TrainingSection(Section):
     temperature: Annotated[float, Field(gt=0)] = 4.0
     clip_norm: Annotated[float, Field(gt=0)] = 5.0
     bf16: bool = True  # autocast, where the processor has bf16 instructions
-    recalibrate: bool = True  # batch-norm statistics anew, before the first epoch
 
 
 class FinetuneSection(TrainingSection):
@@ -106,9 +105,9 @@ class FinetuneSection(TrainingSection):
 
     NAME = "finetune"
 
+    recalibrate: bool = True  # batch-norm statistics anew, before the first epoch
 
 
-class LimitsSection(Section):
 class SparsifySection(TrainingSection):
     """How the network is trained before it is pruned, so that pruning costs less."""
 
@@ -128,6 +127,7 @@ class SparsifySection(TrainingSection):
     )  # scp: slope of the masks, first and last epoch
 
 
+class LimitsSection(Section):
     """What the verdict demands besides the latency."""
 
     accuracy_drop_points: Annotated[float, Field(ge=0)] = 1.0
@@ -142,8 +142,8 @@ class Recipe(Section):
     data: DataSection
     target: TargetSection
     plan: PlanSection = PlanSection()
-    finetune: FinetuneSection = FinetuneSection()
     sparsify: SparsifySection = SparsifySection()
+    finetune: FinetuneSection = FinetuneSection()
     limits: LimitsSection = LimitsSection()
     out: Path = Path("build/espalier")
     profiles: Path = Path("profiles")

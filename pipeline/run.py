@@ -19,8 +19,8 @@ from pipeline.pruning import prove, prune
 from pipeline.recipe import Recipe
 from pipeline.records import EpochRecord, Network, Verdict
 from pipeline.remote import is_away, plan_from_table, refuse_away
-from pipeline.targeting import (
 from pipeline.sparsifying.stage import Sparsified, sparsify
+from pipeline.targeting import (
     Bench,
     FittedPlan,
     Progress,
