@@ -29,7 +29,7 @@ from pipeline.errors import PlanError, RecipeError
 from pipeline.exporting import export_graph
 from pipeline.pruning import fit_to_class
 from pipeline.recipe import PlanSection, Recipe
-from pipeline.records import Floor, Plan
+from pipeline.records import Floor, Network, Plan
 from pipeline.redundancy.removing import removals
 from pipeline.sensitivity import measure_damage
 from pipeline.views import group_views
@@ -132,8 +132,6 @@ def analyse(network: Network, batch: int) -> Subject:
     channels = fit_to_class(network, find_groups(graph))
     template = fold_norms(graph)
     return Subject(
-    elif section.objective == "redundancy":
-        values = planning.values_from_removals(removals(views), candidates)
         network=network,
         template=template,
         channels=channels,
@@ -162,6 +160,8 @@ def weigh(
     )
     if section.objective == "saliency":
         values: Values = planning.values_from_saliency(saliency, candidates)
+    elif section.objective == "redundancy":
+        values = planning.values_from_removals(removals(views), candidates)
     else:
         damage = measure_damage(
             network, channels, saliency, candidates, batches, progress=progress, cache=cache
