@@ -8,6 +8,8 @@ from hardware.runtimes.base import Runtime
 # name -> "module:class"; adding a runtime is one file and one line here.
 RUNTIMES: dict[str, str] = {
     "ort": "hardware.runtimes.ort:OnnxRuntime",
+    "ort-cuda": "hardware.runtimes.ort_gpu:OrtCuda",
+    "ort-trt": "hardware.runtimes.ort_gpu:OrtTensorRt",
     "ov": "hardware.runtimes.ov:OpenVino",
     "trt": "hardware.runtimes.trt:TensorRt",
     "fake": "hardware.runtimes.fake:FakeRuntime",

@@ -127,6 +127,7 @@ class Runtime(ABC):
     """A vendor's software behind one small interface; vendor errors are translated here."""
 
     name: str
+    tells_node_times: bool = True  # without them no latency table can be measured
 
     @abstractmethod
     def missing(self) -> str | None:

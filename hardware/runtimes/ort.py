@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import weakref
 from collections import defaultdict
+from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,15 @@ class OrtSession(Engine):
 class OrtFileEngine(OrtSession):
     """A session of a file, read by the runtime alone: nothing of it is held twice."""
 
-    def __init__(self, path: Path, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: EngineSettings,
+        provider: str = PROVIDER,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self.path, self.precision = path, settings.precision
-        self.session = _session(str(path), _options(settings))
+        self.session = open_session(str(path), session_options(settings), provider, options)
         self.inputs, self.dtypes = {}, {}
         for value in self.session.get_inputs():
             if not all(isinstance(size, int) and size > 0 for size in value.shape):
@@ -128,14 +135,14 @@ class OrtEngine(OrtSession):
 
     def _open(self) -> None:
         self.session = None
-        options = _options(self.settings)
+        options = session_options(self.settings)
         if self.profile:
             self._traces = Path(tempfile.mkdtemp(prefix="espalier-ort-"))
             # A profile that is never read must not outlive the engine.
             weakref.finalize(self, shutil.rmtree, self._traces, ignore_errors=True)
             options.enable_profiling = True
             options.profile_file_prefix = str(self._traces / "trace")
-        self.session = _session(self.serialized, options)
+        self.session = open_session(self.serialized, options)
 
     def _drop_traces(self) -> None:
         if self._traces is not None:
@@ -188,7 +195,7 @@ def _require_fp32(settings: EngineSettings) -> None:
         )
 
 
-def _options(settings: EngineSettings) -> Vendor:
+def session_options(settings: EngineSettings) -> Vendor:
     """Return session options: one inference at a time, on exactly the threads asked for."""
     import onnxruntime as ort
 
@@ -204,18 +211,37 @@ def _options(settings: EngineSettings) -> Vendor:
     return options
 
 
-def _session(model: bytes | str, options: Vendor) -> Vendor:
-    """Return a session of a model or a file that really runs on the CPU provider."""
+def open_session(
+    model: bytes | str,
+    options: Vendor,
+    provider: str = PROVIDER,
+    settings: Mapping[str, str] | None = None,
+) -> Vendor:
+    """Return a session of a model or a file that really runs on this provider.
+
+    Args:
+        model: serialized, or a file's name.
+        options: of the session.
+        provider: ONNX Runtime's name of it.
+        settings: the provider's own options.
+
+    Raises:
+        BuildError: ONNX Runtime refused, or would run the model, or a part of it, elsewhere.
+    """
     import onnxruntime as ort
 
+    if provider not in (known := ort.get_available_providers()):
+        raise BuildError(f"This ONNX Runtime has no {provider}. It has {', '.join(known)}.")
+    if provider != PROVIDER:  # a node that the provider lacks would silently go to the CPU
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = ort.InferenceSession(model, options, providers=[PROVIDER])
+        session = ort.InferenceSession(model, options, providers=[(provider, dict(settings or {}))])
     except Exception as error:  # the runtime's errors share no public base class
         what = model if isinstance(model, str) else "the model"
         raise BuildError(f"ONNX Runtime refused {what}: {error}") from error
     # A provider that fails to start is replaced by another without an error.
-    if (used := session.get_providers()) != [PROVIDER]:
-        raise BuildError(f"The model would run on {', '.join(used)}, not on {PROVIDER} alone.")
+    if (used := session.get_providers())[:1] != [provider]:
+        raise BuildError(f"The model would run on {', '.join(used)}, not on {provider}.")
     return session
 
 
