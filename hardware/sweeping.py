@@ -5,7 +5,9 @@ can be told from the variant's speed.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import floor
 from pathlib import Path
 
 import onnx
@@ -31,9 +33,12 @@ Candidates = Mapping[str, tuple[int, ...]]
 # a plan is timed on several of them in turns.
 PLAN_ENGINES = 2
 LEAST_BUILDS, MOST_BUILDS = 14, 40
-RELATED_BUILDS = 4  # where other networks have measured every kind of layer
+# Where other networks have measured every kind of layer: at least so many, at most a share of what
+# the best measured of them took.
+RELATED_BUILDS, RELATED_SHARE = 4, 1 / 3
 STAIR_BUILDS = 4  # more, at most, where stairs lie between measured widths
-# A sweep ends when this many last variants are predicted this well from those before them.
+# A sweep ends when this many last variants are predicted this well (relative, root mean square)
+# from those before them.
 SETTLED, SETTLED_ERROR = 5, 0.02
 
 
@@ -102,7 +107,8 @@ def sweep(
         table: measured so far.
         path: where the table is saved after every variant.
         builds: variants of the design to hold in the end, and no others; None: until predictions
-            are good, at most 40.
+            are good, at most 40, and at most a third of another network's where it shares all
+            kinds of layers.
         seed: of the design.
         progress: told (variants measured, expected, text) after each.
 
@@ -110,11 +116,15 @@ def sweep(
         The table.
     """
     sweeping = _Sweep(template, channels, layers, runtime, settings, table, path)
-    most = builds if builds is not None else MOST_BUILDS
     tell = progress or _silent
     elsewhere = sweeping.seen_elsewhere()
-    is_related = {layer.key.kind for layer in layers} <= {key.kind for key in elsewhere}
-    least = RELATED_BUILDS if is_related else LEAST_BUILDS
+    others = sweeping.builds_elsewhere()
+    kinds = {key.kind for key in elsewhere}
+    is_related = others >= LEAST_BUILDS and kinds >= {layer.key.kind for layer in layers}
+    least, most = LEAST_BUILDS, MOST_BUILDS
+    if is_related:
+        least, most = RELATED_BUILDS, max(RELATED_BUILDS, floor(RELATED_SHARE * others))
+    most = builds if builds is not None else most
     shares: dict[str, float] = {}
     plans = design(layers, candidates, channels.branches, elsewhere, shares, seed)
     for number in range(1, most + 1):
@@ -206,15 +216,21 @@ class _Sweep:
         others = [v for v in self.table.variants if v.template == self.digest and v.purpose]
         rest = self.table.without([*held, *others])
         errors = [
-            abs(predict_plan_ms(rest, self.layers, v.widths) / self.table.corrected_ms(v) - 1)
+            predict_plan_ms(rest, self.layers, v.widths) / self.table.corrected_ms(v) - 1
             for v in held
         ]
-        return max(errors) <= SETTLED_ERROR
+        return sum(error**2 for error in errors) <= len(errors) * SETTLED_ERROR**2
 
     def seen_elsewhere(self) -> list[LayerKey]:
         """Return what other templates executed: known before this sweep, however often resumed."""
         places = {i for v in self.table.variants if v.template != self.digest for i in v.entries}
         return [self.table.entries[i].key for i in sorted(places)]
+
+    def builds_elsewhere(self) -> int:
+        """Return how many variants were designed of the best measured other template."""
+        found = Counter(v.template for v in self.table.variants if v.purpose != "plan")
+        del found[self.digest]
+        return max(found.values(), default=0)
 
     def shares(self, widths: Mapping[str, int]) -> dict[str, float]:
         """Return each layer's share of a variant's time in which no layer is emptied."""

@@ -13,7 +13,7 @@ from hardware.predicting import costs, predict_ms
 from hardware.runtimes import RUNTIMES, get_runtime
 from hardware.runtimes.base import EngineSettings, NodeTime
 from hardware.runtimes.fake import FakeRuntime, Staircase
-from hardware.sweeping import complete_widths, digest_of, measure, sweep
+from hardware.sweeping import LEAST_BUILDS, complete_widths, digest_of, measure, sweep
 from hardware.tables import LatencyTable, key_of, load_table
 from hardware.timing import Protocol
 from hardware.watching import Counters
@@ -162,6 +162,21 @@ def test_a_related_network_needs_fewer_builds(tmp_path):
         plan = {name: int(generator.choice(widths)) for name, widths in candidates.items()}
         truth = true_ms(FakeRuntime(), template, channels, plan)
         assert predict_ms(known, candidates, plan) == pytest.approx(truth, rel=1e-2)
+
+
+def test_a_related_network_that_was_hardly_measured_saves_nothing(tmp_path):
+    template, channels, layers, candidates = subject(lambda: templates.residual(blocks=1))
+    path, runtime = tmp_path / "table.json", CountingRuntime()
+    table = sweep(
+        template, channels, layers, candidates, runtime, SETTINGS, empty_table(runtime), path,
+        builds=2,
+    )  # fmt: skip
+    template, channels, layers, candidates = subject()
+    runtime.profiled = 0
+
+    sweep(template, channels, layers, candidates, runtime, SETTINGS, table, path)
+
+    assert runtime.profiled >= LEAST_BUILDS
 
 
 def test_a_sweep_covers_emptied_branches_and_both_ends(tmp_path):
