@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from hardware import formats
-from hardware.benching import CORES_BUSY, Glimpse, Rules
+from hardware.benching import CORES_BUSY, Rules
 from hardware.charting import page as history_page
-from hardware.comparing import ASSUMED_DRIFT, Drift, Limit, Verdict, parse_share
+from hardware.comparing import ASSUMED_DRIFT, Comparison, Drift, Limit, Verdict, parse_share
 from hardware.errors import BusyError, DeviceMismatchError, HardwareError
 from hardware.gating import Request, gate, history_path, parse_seconds
 from hardware.histories import read_history
@@ -31,6 +31,11 @@ err = Console(stderr=True)
 DEFAULT_LIMITS = ["p50:2%"]
 # A gate that is not sure must not pass for one that is.
 EXIT_CODES = {None: 0, Verdict.PASS: 0, Verdict.REGRESSION: 1, Verdict.INCONCLUSIVE: 3}
+STYLES = {
+    Verdict.PASS: "green",
+    Verdict.REGRESSION: "bold red",
+    Verdict.INCONCLUSIVE: "yellow",
+}
 UNDECIDED = 3
 INTERRUPTED = 130
 
@@ -69,7 +74,8 @@ Limits = Annotated[
     list[str],
     typer.Option(
         metavar="METRIC:PERCENT",
-        help="Slow-down tolerated of p50, p90, p99 or load; may be repeated",
+        help="Slow-down tolerated of p50, p90, p99, load or throughput, increase of memory; "
+        "may be repeated",
         rich_help_panel=COMPARE,
     ),
 ]
@@ -94,7 +100,12 @@ Tolerated = Annotated[
     ),
 ]
 Budget = Annotated[
-    str, typer.Option(help="Longest time of sampling: 60s, 2m", rich_help_panel=MEASURE)
+    str,
+    typer.Option(
+        help="Longest time of sampling: 60s, 2m; throughput and memory have as much again where "
+        "they have a limit",
+        rich_help_panel=MEASURE,
+    ),
 ]
 RuntimeName = Annotated[
     str | None,
@@ -104,6 +115,10 @@ Precision = Annotated[
     str, typer.Option(help="What the engines must run in", rich_help_panel=MEASURE)
 ]
 Threads = Annotated[int, typer.Option(help="Of each engine", rich_help_panel=MEASURE)]
+BaselineThreads = Annotated[
+    int | None,
+    typer.Option(help="Of the baseline [default: as --threads]", rich_help_panel=MEASURE),
+]
 Cold = Annotated[
     bool,
     typer.Option("--cold", help="Empty the caches before each sample", rich_help_panel=MEASURE),
@@ -174,6 +189,7 @@ def bench(
     runtime: RuntimeName = None,
     precision: Precision = "fp32",
     threads: Threads = 1,
+    baseline_threads: BaselineThreads = None,
     cold: Cold = False,
     concurrency: Concurrency = 0,
     memory: Memory = False,
@@ -196,6 +212,7 @@ def bench(
                 drift=None if drift is None else Drift(parse_share(drift)),
                 runtime=runtime,
                 settings=EngineSettings(precision=precision, threads=threads),
+                baseline_threads=baseline_threads,
                 rules=_rules(limit, confidence, budget, is_cold=cold),
                 concurrency=concurrency,
                 with_memory=memory,
@@ -207,7 +224,7 @@ def bench(
 def _benched(request: Request, reports: Reports) -> int:
     """Bench, print, write the reports, and return the exit code."""
     with err.status("loading the engines") as status:
-        outcome = gate(request, lambda glimpse: status.update(_line(glimpse)))
+        outcome = gate(request, lambda seconds, found: status.update(_line(seconds, found)))
     _show(outcome)
     if reports.github:
         for line in formats.annotations(outcome):
@@ -272,14 +289,14 @@ def _state_folder() -> Path:
     return Path(base) / "espalier"
 
 
-def _line(glimpse: Glimpse) -> str:
+def _line(seconds: float, found: Sequence[Sequence[Comparison]]) -> str:
     """Return the state of a bench in one line."""
     said = [
         f"{c.limit.metric} {100 * (c.ratio.estimate - 1):+.1f} % {c.verdict.value}"
-        for found in glimpse.comparisons
-        for c in found
+        for each in found
+        for c in each
     ]
-    return escape(f"{glimpse.seconds:.0f} s  " + "  ".join(said or ["measuring"]))
+    return escape(f"{seconds:.0f} s  " + "  ".join(said or ["measuring"]))
 
 
 def _show(outcome: Outcome) -> None:
@@ -296,14 +313,17 @@ def _show(outcome: Outcome) -> None:
     out.print(table)
     for row in outcome.rows:
         for check in row.checks:
-            said = sentence(check, outcome.confidence_pct)
-            out.print(f"{check.verdict.value}: {row.subject.path}: {said}", markup=False)
+            said = escape(f"{row.subject.path}: {sentence(check, outcome.confidence_pct)}")
+            style = STYLES[check.verdict]
+            out.print(f"[{style}]{check.verdict.value}:[/] {said}", highlight=False)
     cut = "" if outcome.is_complete else ", interrupted"
     out.print(f"{outcome.mode}, {outcome.seconds:.1f} s{cut}", highlight=False)
     if outcome.foreign_cores > CORES_BUSY:
         out.print(
             f"Others kept {outcome.foreign_cores:.1f} cores busy meanwhile: expect wider intervals."
         )
+    if outcome.verdict is Verdict.INCONCLUSIVE and outcome.is_complete:
+        out.print("Not sure within the budget: give a larger --budget, or quiet the machine.")
 
 
 def _cells(row: Row, role: str, with_extra: bool) -> list[str]:

@@ -48,8 +48,6 @@ class Rules:
     seed: int | None = None  # of all orders; None: by chance, so that no schedule repeats
 
     def __post_init__(self) -> None:
-        if not self.limits:
-            raise ValueError("There is no limit. Give one, like p50:2%.")
         if not 0 < self.confidence < 1:
             raise ValueError(f"A confidence lies between 0 and 1; got {self.confidence}.")
 

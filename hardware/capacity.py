@@ -4,49 +4,107 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import log
 
 import numpy as np
 
+from hardware.comparing import Comparison, SequentialTest, Verdict
 from hardware.contenders import Contender
 from hardware.errors import RunError
 from hardware.intervals import median
 from hardware.runtimes.base import Timer
+from hardware.sampling import UNITS
 
-WINDOW_S = 0.5  # of one engine under load
-WINDOWS = 6  # of each engine, in turns
+Values = tuple[float, ...]
+"""One per engine."""
+
+WINDOW_S = 0.5  # of one engine under load, at most
+WINDOWS = 6  # units of throughput where nothing is compared
+LEAST = 1e-9  # what has no logarithm counts as this
 FOOTPRINT_S = 300  # longest time that loading an engine may take
 
 
-def measure_throughput(
-    engines: Sequence[Contender],
-    concurrency: int,
-    *,
-    seed: int | None = None,
-    window_s: float = WINDOW_S,
-) -> tuple[float, ...]:
-    """Return the images per second of each engine, with that many inferences at a time.
+def sample_rates(
+    engines: Sequence[Contender], concurrency: int, budget_s: float, *, seed: int | None = None
+) -> Iterator[Values]:
+    """Yield the images per second of each engine, with that many inferences at a time.
 
-    Every thread has an engine of its own. The engines take turns under load, in an order drawn by
-    lot; the median window counts.
+    Every thread has an engine of its own. All are loaded anew for every unit, and then take turns
+    under load; both orders are drawn by lot.
 
     Raises:
         HardwareError: an engine does not load, or failed while it ran.
     """
     generator = np.random.default_rng(seed)
-    crews: list[list[Timer]] = []
-    batches: list[int] = []
-    for engine in engines:
-        loaded = [engine.load() for _ in range(concurrency)]
-        crews.append([one.timer(one.random_feeds(i)) for i, one in enumerate(loaded)])
-        batches.append(next(iter(loaded[0].inputs.values()))[0])
-        for timer in crews[-1]:
-            timer(1)
-    rates: list[list[float]] = [[] for _ in engines]
-    for _ in range(WINDOWS):
+    window_s = min(WINDOW_S, budget_s / (UNITS * len(engines)))
+    end_s = time.monotonic() + budget_s
+    while True:
+        crews = {i: _crew(engines[i], concurrency) for i in generator.permutation(len(engines))}
+        rates = {}
         for index in generator.permutation(len(engines)):
-            rates[index].append(_inferences_per_s(crews[index], window_s) * batches[index])
-    return tuple(median(found) for found in rates)
+            timers, batch = crews[index]
+            rates[index] = _inferences_per_s(timers, window_s) * batch
+        yield tuple(rates[index] for index in range(len(engines)))
+        del crews
+        if time.monotonic() > end_s:
+            return
+
+
+def sample_peaks(
+    engines: Sequence[Contender], budget_s: float, *, seed: int | None = None
+) -> Iterator[Values]:
+    """Yield the bytes that loading and running each engine adds to a process, a new one each time.
+
+    Raises:
+        RunError: a process failed.
+    """
+    generator = np.random.default_rng(seed)
+    end_s = time.monotonic() + budget_s
+    while True:
+        peaks = {i: measure_peak_bytes(engines[i]) for i in generator.permutation(len(engines))}
+        yield tuple(float(peaks[index]) for index in range(len(engines)))
+        if time.monotonic() > end_s:
+            return
+
+
+def settle(
+    units: Iterable[Values],
+    tests: Sequence[SequentialTest],
+    enough: int,
+    tell: Callable[[Sequence[Comparison]], None] = lambda found: None,
+) -> tuple[Values, tuple[Comparison, ...]]:
+    """Return the median of each engine, and what the tests of the candidates come to.
+
+    Args:
+        units: one value per engine; the first engine is the baseline where there are tests.
+        tests: one per candidate; none where nothing is to be compared.
+        enough: units to take where there are no tests; with tests, until all are sure.
+        tell: is told what is known after every unit.
+    """
+    taken: list[Values] = []
+    for unit in units:
+        taken.append(unit)
+        for test, value in zip(tests, unit[1:], strict=bool(tests)):
+            # Of throughput more is better: the time per image is compared.
+            shares = (unit[0], value) if test.limit.metric == "throughput" else (value, unit[0])
+            test.add(log(max(shares[0], LEAST) / max(shares[1], LEAST)), len(taken))
+        found = tuple(test.comparison() for test in tests)
+        tell(found)
+        sure = {comparison.verdict for comparison in found}
+        if Verdict.INCONCLUSIVE not in sure and (tests or len(taken) >= enough):
+            break
+    medians = tuple(median([unit[index] for unit in taken]) for index in range(len(taken[0])))
+    return medians, tuple(test.comparison() for test in tests)
+
+
+def _crew(engine: Contender, size: int) -> tuple[list[Timer], int]:
+    """Return warm timers of so many engines, and their batch size."""
+    loaded = [engine.load() for _ in range(size)]
+    timers = [one.timer(one.random_feeds(index)) for index, one in enumerate(loaded)]
+    for timer in timers:
+        timer(1)
+    return timers, next(iter(loaded[0].inputs.values()))[0]
 
 
 def _inferences_per_s(crew: Sequence[Timer], window_s: float) -> float:
@@ -91,7 +149,7 @@ def measure_peak_bytes(engine: Contender) -> int:
         )
         return int(done.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
-        told = getattr(error, "stderr", "") or ""
+        told = str(getattr(error, "stderr", None) or error).strip().splitlines()
         raise RunError(
-            f"The memory of {engine.path} cannot be measured: {error}. {told}"
+            f"The memory of {engine.path} cannot be measured: {told[-1] if told else error}"
         ) from error

@@ -17,7 +17,8 @@ from hardware.intervals import Interval, median
 # clear, the timid ones are patient where it is not. Their wealth is averaged by these weights.
 BETS = np.array([1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 0.97])
 WEIGHTS = np.array([0.1, 0.1, 0.1, 0.1, 0.2, 0.4])
-METRICS = ("p50", "p90", "p99", "load")
+CAPACITIES = ("throughput", "memory")  # sampled after the latencies, in units of their own
+METRICS = ("p50", "p90", "p99", "load", *CAPACITIES)
 LEAST_LOADS = 3  # where one load gives several units, the loads must agree, and be so many
 EXACT = Interval(0.0, 0.0, 0.0)  # the log-ratio of a baseline that is measured alongside
 
@@ -48,7 +49,10 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """The slow-down that is tolerated of one metric; a speed-up never fails."""
+    """The slow-down that is tolerated of one metric; a speed-up never fails.
+
+    Of throughput it is that of the time per image, of memory an increase.
+    """
 
     metric: str
     tolerated: float  # 0.02: the candidate may take 1.02 times as long

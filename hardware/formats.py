@@ -142,8 +142,8 @@ def _markdown_lines(outcome: Outcome) -> list[str]:
         f"{outcome.mode}, {outcome.seconds:.0f} s{cut}, {_cell(outcome.device)}, others used "
         f"{outcome.foreign_cores:.1f} cores meanwhile",
         "",
-        "| engine | p50 ms | p90 ms | p99 ms | load ms | check | verdict |",
-        "|---|---:|---:|---:|---:|---|---|",
+        "| engine | p50 ms | p90 ms | p99 ms | load ms | images/s | peak MiB | check | verdict |",
+        "|---|---:|---:|---:|---:|---:|---:|---|---|",
     ]
     for row in outcome.rows:
         checks = row.checks or (None,)
@@ -155,6 +155,7 @@ def _markdown_lines(outcome: Outcome) -> list[str]:
 
 def _markdown_row(row: Row, check: Checked | None, confidence_pct: float, role: str = "") -> str:
     figures = row.figures
+    rate, peak = figures.images_per_s, figures.peak_bytes
     said = sentence(check, confidence_pct) if check else ""
     cells = (
         f"{role}{_cell(row.subject.path)}",
@@ -162,6 +163,8 @@ def _markdown_row(row: Row, check: Checked | None, confidence_pct: float, role: 
         f"{figures.p90_ms:.3f}",
         f"{figures.p99_ms:.3f}",
         f"{figures.load_ms:.1f}",
+        "" if rate is None else f"{rate:.1f} ({figures.concurrency} at a time)",
+        "" if peak is None else f"{peak / 2**20:.1f}",
         said,
         check.verdict.value if check else "",
     )

@@ -1,24 +1,28 @@
 """`espalier bench` as one call: lock the machine, find the baseline, measure, note it, save it."""
 
 import re
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hardware.benching import RECORDED_PARTS, Glimpse, Rules, Session, bench
-from hardware.capacity import measure_peak_bytes, measure_throughput
-from hardware.comparing import Drift
+from hardware.capacity import WINDOWS, Values, sample_peaks, sample_rates, settle
+from hardware.comparing import CAPACITIES, Comparison, Drift, Limit, SequentialTest
 from hardware.contenders import Contender, contender
 from hardware.device import this_device
 from hardware.drifting import session_drift
-from hardware.errors import StorageError
+from hardware.errors import DeviceMismatchError, StorageError
 from hardware.histories import History, read_history
 from hardware.locking import default_lock, machine_lock
 from hardware.measuring import Measurement, file_hash
 from hardware.outcomes import Outcome, outcome
 from hardware.runtimes.base import EngineSettings
 from hardware.storing import load_record, save_record
+
+Tell = Callable[[float, Sequence[Sequence[Comparison]]], None]
+"""Is told the seconds since the start, and per candidate what is known of each limit."""
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 
@@ -34,6 +38,7 @@ class Request:
     drift: Drift | None = None  # tolerated against a record; None: as the history tells
     runtime: str | None = None  # None: by the names of the files
     settings: EngineSettings = field(default_factory=EngineSettings)
+    baseline_threads: int | None = None  # None: as many as the engines
     rules: Rules = field(default_factory=Rules)
     concurrency: int = 0  # measure throughput with so many inferences at a time; 0: do not
     with_memory: bool = False
@@ -44,9 +49,17 @@ class Request:
             raise ValueError(f"A record holds one engine; got {len(self.engines)} to save.")
         if self.concurrency < 0:
             raise ValueError(f"A concurrency is 1 or more; got {self.concurrency}.")
+        if not self.rules.limits:
+            raise ValueError("There is no limit. Give one, like p50:2%.")
+        if "throughput" in self.limits_of(CAPACITIES) and not self.concurrency:
+            raise ValueError("A limit of throughput needs --concurrency N.")
+
+    def limits_of(self, metrics: Sequence[str]) -> dict[str, Limit]:
+        """Return the limits of these metrics."""
+        return {limit.metric: limit for limit in self.rules.limits if limit.metric in metrics}
 
 
-def gate(request: Request, tell: Callable[[Glimpse], None] = lambda glimpse: None) -> Outcome:
+def gate(request: Request, tell: Tell = lambda seconds, found: None) -> Outcome:
     """Bench as asked; every unit is in the history before the next begins.
 
     Raises:
@@ -66,16 +79,15 @@ def gate(request: Request, tell: Callable[[Glimpse], None] = lambda glimpse: Non
                 history.begin(glimpse.subjects, glimpse.reference)
                 begun.append(history.session)
             history.add(glimpse.subjects, glimpse.unit, glimpse.beside)
-            tell(glimpse)
+            tell(glimpse.seconds, glimpse.comparisons)
 
-        rules = replace(
-            request.rules,
-            with_anchor=request.save is not None,
-            drifts=_drifts(request) if isinstance(baseline, Measurement) else {},
-        )
-        session = bench(engines, baseline, rules, listen)
+        session = bench(engines, baseline, _latency_rules(request, baseline), listen)
+        session = replace(session, confidence=request.rules.confidence)
         if session.is_complete:
-            session = _with_capacity(session, engines, baseline, request)
+            try:
+                session = _with_capacity(session, engines, baseline, request, tell)
+            except KeyboardInterrupt:
+                session = replace(session, is_complete=False)
         found = outcome(session)
         history.end(found)
     if request.save is not None and session.is_complete:
@@ -95,11 +107,13 @@ def find_baseline(request: Request) -> Contender | Measurement | None:
         StorageError: no such file, or it is no record.
         BuildError: its name tells no runtime.
     """
-    path = request.baseline
+    path, settings = request.baseline, request.settings
     if path is None:
         return None
+    if request.baseline_threads is not None:
+        settings = replace(settings, threads=request.baseline_threads)
     if path.suffix != ".json":
-        return contender(path, request.runtime, request.settings)
+        return contender(path, request.runtime, settings)
     if not path.is_file():
         raise StorageError(
             f"There is no file {path}. Make it with: espalier bench ... --save {path}"
@@ -109,7 +123,27 @@ def find_baseline(request: Request) -> Contender | Measurement | None:
     is_here = engine.is_file() and file_hash(engine) == recorded.subject.sha256
     if request.is_recorded or not is_here:
         return recorded
-    return contender(engine, recorded.subject.runtime, request.settings)
+    return contender(engine, recorded.subject.runtime, settings)
+
+
+def _latency_rules(request: Request, baseline: Contender | Measurement | None) -> Rules:
+    """Return the rules of the latencies, which have their part of the error."""
+    is_recorded = isinstance(baseline, Measurement)
+    capacities = request.limits_of(CAPACITIES)
+    if is_recorded and capacities:
+        raise DeviceMismatchError(
+            f"Not comparable: a record has no samples of {' and '.join(capacities)}. Give the "
+            "baseline engine itself, or leave that limit out."
+        )
+    limits = tuple(one for one in request.rules.limits if one.metric not in capacities)
+    error = (1 - request.rules.confidence) * len(limits) / len(request.rules.limits)
+    return replace(
+        request.rules,
+        limits=limits,
+        confidence=1 - error if limits else request.rules.confidence,
+        with_anchor=request.save is not None,
+        drifts=_drifts(request) if is_recorded else {},
+    )
 
 
 def _drifts(request: Request) -> dict[str, Drift]:
@@ -127,18 +161,48 @@ def _with_capacity(
     engines: list[Contender],
     baseline: Contender | Measurement | None,
     request: Request,
+    tell: Tell,
 ) -> Session:
     """Return the session with throughput and memory of all engines that are at hand."""
-    everyone = [*([baseline] if isinstance(baseline, Contender) else []), *engines]
-    rates: tuple[float | None, ...] = (None,) * len(everyone)
+    is_paired = isinstance(baseline, Contender)
+    everyone = [baseline, *engines] if isinstance(baseline, Contender) else engines
+    limits = request.limits_of(CAPACITIES) if is_paired else {}
+    budget_s, seed = request.rules.schedule.budget_s, request.rules.seed
+    sources: dict[str, tuple[Iterable[Values], int]] = {}
     if request.concurrency:
-        rates = measure_throughput(everyone, request.concurrency, seed=request.rules.seed)
-    peaks = [measure_peak_bytes(engine) if request.with_memory else None for engine in everyone]
-    more = [
-        {"images_per_s": rate, "peak_bytes": peak, "concurrency": max(request.concurrency, 1)}
-        for rate, peak in zip(rates, peaks, strict=True)
-    ]
-    return session.updated(more)
+        rates = sample_rates(everyone, request.concurrency, budget_s, seed=seed)
+        sources["throughput"] = (rates, WINDOWS)
+    if request.with_memory or "memory" in limits:
+        sources["memory"] = (sample_peaks(everyone, budget_s, seed=seed), 1)
+    confidence = 1 - request.rules.error(len(engines))
+    start_s = time.monotonic()
+    for metric, (units, enough) in sources.items():
+        tests = [SequentialTest(limits[metric], confidence) for _ in engines if metric in limits]
+        medians, found = settle(
+            units, tests, enough, lambda c: tell(time.monotonic() - start_s, [(one,) for one in c])
+        )
+        session = _noted(session, metric, medians, found, request.concurrency)
+    return session
+
+
+def _noted(
+    session: Session,
+    metric: str,
+    medians: Values,
+    found: Sequence[Comparison],
+    concurrency: int,
+) -> Session:
+    """Return the session with a capacity of all engines and what it comes to for each candidate."""
+    if metric == "throughput":
+        session = session.updated(
+            [{"images_per_s": rate, "concurrency": concurrency} for rate in medians]
+        )
+    else:
+        session = session.updated([{"peak_bytes": round(peak)} for peak in medians])
+    if not found:
+        return session
+    both = zip(session.comparisons, found, strict=True)
+    return replace(session, comparisons=tuple((*old, new) for old, new in both))
 
 
 def parse_seconds(text: str) -> float:

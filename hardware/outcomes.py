@@ -84,6 +84,13 @@ def outcome(session: Session) -> Outcome:
     )
 
 
+# What a comparison is called, and what its limit is there to notice.
+NAMES = {
+    "throughput": ("throughput: time per image", "slow-down"),
+    "memory": ("peak memory", "increase"),
+}
+
+
 def sentence(check: Checked, confidence_pct: float) -> str:
     """Return what a check says, for people."""
     if check.low_pct is None or check.high_pct is None:
@@ -93,13 +100,15 @@ def sentence(check: Checked, confidence_pct: float) -> str:
             f"between {check.low_pct:+.1f} % and {check.high_pct:+.1f} % "
             f"at {confidence_pct:g} % confidence"
         )
-    said = f"{check.metric} {check.slower_pct:+.1f} % ({known}), limit {check.limit_pct:g} %"
+    name, effect = NAMES.get(check.metric, (check.metric, "slow-down"))
+    said = f"{name} {check.slower_pct:+.1f} % ({known}), limit {check.limit_pct:g} %"
     if check.drift_pct:
         source = f", from {check.drift_sessions} sessions" if check.drift_sessions else ""
         said += f" and {check.drift_pct:.1f} % of drift between sessions{source}"
     if check.detectable_pct is None:
-        return f"{said}; no slow-down could have been seen in this run"
-    return f"{said}; a slow-down of {check.detectable_pct:.1f} % would have been seen"
+        return f"{said}; no {effect} could have been seen in this run"
+    article = "an" if effect.startswith("i") else "a"
+    return f"{said}; {article} {effect} of {check.detectable_pct:.1f} % would have been seen"
 
 
 def _row(measured: Measurement, comparisons: tuple[Comparison, ...]) -> Row:

@@ -3,16 +3,19 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
 from itertools import count
+from pathlib import Path
 from xml.etree import ElementTree
 
 import onnx
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from hardware import benching, gating
@@ -97,6 +100,34 @@ def test_an_engine_alone_is_measured_and_saved(engines):
     assert code == 0
     assert "alone" in said
     assert json.loads((engines / "base.json").read_text())["subject"]["runtime"] == "fake"
+
+
+def test_thread_counts_are_compared_on_one_engine(engines):
+    words = ["base.onnx", "--baseline", "base.onnx"]
+
+    assert bench(engines, *words, "--baseline-threads", "2")[0] == 1
+    assert bench(engines, *words, "--threads", "2", "--baseline-threads", "1")[0] == 0
+
+
+def test_the_workflow_of_the_readme_runs(engines, monkeypatch):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    [block] = [b for b in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if "runs-on" in b]
+    steps = yaml.safe_load(block)["jobs"]["latency"]["steps"]
+    [gate] = [s["run"] for s in steps if s.get("run", "").startswith("espalier bench")]
+    [upload] = [s["with"]["path"] for s in steps if "upload-artifact" in s.get("uses", "")]
+    for folder, name in (("build", "same"), ("released", "base")):
+        (engines / folder).mkdir()
+        (engines / f"{name}.onnx").rename(engines / folder / "model.onnx")
+    monkeypatch.chdir(engines)
+
+    words = [*shlex.split(gate)[1:], "--runtime", "fake", "--history", "history"]
+    result = CliRunner().invoke(app, words)
+
+    assert result.exit_code == 0, result.output
+    assert result.output.count("::notice file=build/model.onnx,") == 2
+    assert Path(upload).read_text().startswith("<?xml")
+    [summary] = [s["run"] for s in steps if "GITHUB_STEP_SUMMARY" in s.get("run", "")]
+    assert Path(shlex.split(summary)[1]).read_text().startswith("### espalier bench: pass")
 
 
 def test_a_record_is_compared_with_where_its_engine_is_gone(engines):
@@ -187,6 +218,7 @@ def test_engines_of_other_inputs_are_not_comparable(engines):
         (["base.onnx", "--confidence", "100"], "between 0 and 1"),
         (["base.onnx", "--threads", "0"], "1 thread or more"),
         (["base.onnx", "--drift", "-1%"], "A drift is a slow-down of 0 % or more"),
+        (["base.onnx", "--limit", "throughput:5%"], "A limit of throughput needs --concurrency N"),
         (["base.onnx", "same.onnx", "--save", "x.json"], "A record holds one engine"),
         (["same.onnx", "--baseline", "none.json"], "Make it with: espalier bench"),
     ],
@@ -196,6 +228,33 @@ def test_bad_input_ends_with_code_2(engines, words, message):
 
     assert code == 2
     assert message in re.sub(r"\W*│\W*", " ", said)
+
+
+def test_a_record_cannot_tell_throughput_or_memory(engines):
+    assert bench(engines, "base.onnx", "--save", "base.json")[0] == 0
+
+    words = ["--baseline", "base.json", "--recorded", "--limit", "memory:5%"]
+    code, said = bench(engines, "same.onnx", *words)
+
+    assert code == 3 and "a record has no samples of memory" in said
+
+
+@pytest.mark.runtime
+def test_an_engine_that_serves_fewer_images_is_a_regression(tmp_path):
+    for name, width in (("small", 16), ("large", 2048)):
+        onnx.save(chain(width, size=16), tmp_path / f"{name}.onnx")
+    # The latency is not what fails: its limit tolerates a thousand times as long.
+    words = ["--limit", "p50:100000%", "--limit", "throughput:20%", "--concurrency", "2"]
+    words += ["--budget", "4s", "--history", str(tmp_path / "history")]
+
+    def done(new: str, old: str):
+        paths = [str(tmp_path / new), "--baseline", str(tmp_path / old)]
+        return CliRunner().invoke(app, ["bench", *paths, *words], env={"COLUMNS": "300"})
+
+    slower = done("large.onnx", "small.onnx")
+    assert slower.exit_code == 1, slower.output
+    assert "regression: " in slower.output and "throughput: time per image +" in slower.output
+    assert done("small.onnx", "large.onnx").exit_code == 0
 
 
 def test_another_bench_on_the_machine_is_noticed(engines):
