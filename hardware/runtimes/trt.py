@@ -26,8 +26,8 @@ from hardware.runtimes.base import (
     input_dtypes,
     input_shapes,
 )
-from hardware.runtimes.cuda import gpu_absent, this_gpu
-from hardware.runtimes.trt_building import PRECISIONS, build_plan, capabilities
+from hardware.runtimes.cuda import compute_capability, gpu_absent, this_gpu
+from hardware.runtimes.trt_building import PRECISIONS, build_plan, capabilities, unknown_chip
 from hardware.runtimes.trt_sessions import Session, layers_of_engine, open_plan
 from hardware.storing import write_whole
 
@@ -147,7 +147,8 @@ class TensorRt(Runtime):
         if self.capability is not None:
             return None
         if (absent := gpu_absent()) is None:
-            return None
+            here = ".".join(map(str, compute_capability()))
+            return unknown_chip(self._vendor, here) if self.package == RTX else None
         chips = ", ".join(capabilities(self._vendor)) if self.package == RTX else ""
         instead = (
             f" Without one, engines can be built for a named chip, but not timed: espalier build "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hardware.errors import BuildError, StorageError
 from hardware.runtimes.base import Vendor
-from hardware.runtimes.cuda import this_gpu
+from hardware.runtimes.cuda import compute_capability, this_gpu
 from hardware.storing import write_whole
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,17 @@ def capabilities(vendor: Vendor) -> tuple[str, ...]:
         if (match := re.fullmatch(r"SM(\d+)", name))
     ]
     return tuple(f"{number // 10}.{number % 10}" for number in sorted(numbers))
+
+
+def unknown_chip(vendor: Vendor, capability: str) -> str | None:
+    """Return None where TensorRT for RTX builds for this compute capability, else what it knows."""
+    known = capabilities(vendor)
+    if capability in known:
+        return None
+    return (
+        f"TensorRT for RTX {vendor.__version__} does not build for compute capability "
+        f"{capability}. It knows {', '.join(known)}; for other chips install tensorrt."
+    )
 
 
 def build_plan(
@@ -115,15 +126,9 @@ def _aim(vendor: Vendor, config: Vendor, capability: str | None) -> None:
                 "pip install tensorrt-rtx-cu13"
             )
         return
-    known = capabilities(vendor)
-    if capability is None:
-        number = this_gpu().architecture.removeprefix("sm")
-        capability = f"{number[:-1]}.{number[-1]}"
-    if capability not in known:
-        raise BuildError(
-            f"TensorRT for RTX {vendor.__version__} does not build for compute capability "
-            f"{capability}. It knows {', '.join(known)}; for other chips install tensorrt."
-        )
+    capability = capability or ".".join(map(str, compute_capability()))
+    if (unknown := unknown_chip(vendor, capability)) is not None:
+        raise BuildError(unknown)
     config.num_compute_capabilities = 1
     chip = getattr(vendor.ComputeCapability, f"SM{capability.replace('.', '')}")
     if not config.set_compute_capability(chip, 0):
