@@ -188,14 +188,22 @@ def inspect(
         section = diagnosed_data(data) if data is not None else None
         found = inspect_model(model, input_shape, weights, data=section, images=images)
         if html is not None:
-            write_inspection(found.channels, found.layers, found.title, html, floors=found.floors)
+            write_inspection(
+                found.channels,
+                found.layers,
+                found.title,
+                html,
+                floors=found.floors,
+                diagnosis=found.diagnosis,
+                network=found.network,
+            )
         if as_json:
             out.print_json(summarize(found).model_dump_json())
         else:
             out.print(groups_table(found.channels, found.floors))
             out.print(frozen_table(found.channels))
             if found.diagnosis is not None:
-                out.print(diagnosis_tables(found.diagnosis))
+                out.print(diagnosis_tables(found.diagnosis, found.network))
 
 
 @contextmanager

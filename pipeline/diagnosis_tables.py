@@ -7,14 +7,43 @@ from rich.text import Text
 
 from pipeline import wording
 from pipeline.diagnosing import Agreement, Diagnosis, GroupDiagnosis, mean_spearman
+from pipeline.redundancy.whole import NetworkRedundancy
 
 REFERENCE = "l2"  # what every criterion is held against in the table; JSON has all pairs
 
 
-def diagnosis_tables(diagnosis: Diagnosis) -> RenderableType:
+def diagnosis_tables(
+    diagnosis: Diagnosis, network: NetworkRedundancy | None = None
+) -> RenderableType:
     """Return one table of criteria, one of groups, and the verdicts."""
-    verdicts = [Text(text) for text in diagnosis.verdicts]
+    verdicts = [Text(text) for text in (*diagnosis.verdicts, *_whole(network))]
     return Group(_criteria(diagnosis), "", _groups(diagnosis), "", *verdicts)
+
+
+def _whole(network: NetworkRedundancy | None) -> list[str]:
+    """Return what is known about the network as a whole, one sentence each."""
+    if network is None:
+        return []
+    if not network.compression:
+        return [network.note]
+    told = "; ".join(
+        f"{wording.share(one.share)} by {one.count} ({wording.share(one.low)} to "
+        f"{wording.share(one.high)})"
+        for one in network.compression
+    )
+    found = [f"Maximum compression before effective filters are lost, of all filters: {told}."]
+    names = network.groups
+    pairs = [
+        (network.likeness[place][place + 1], names[place], names[place + 1])
+        for place in range(len(names) - 1)
+    ]
+    if pairs:
+        value, one, other = max(pairs)
+        found.append(
+            f"Of neighbouring groups {wording.layer_of(one)} and {wording.layer_of(other)} respond "
+            f"most alike (linear CKA {_value(value)})."
+        )
+    return found
 
 
 def _criteria(diagnosis: Diagnosis) -> Table:

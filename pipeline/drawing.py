@@ -105,7 +105,7 @@ def latency_spans(before: Span, after: Span, target_ms: float, width_px: int) ->
 def paired_bars(bars: Sequence[Bar], unit: str, width_px: int) -> Figure:
     """Return one row per bar, in order: before as a wide pale bar, after as a slim dark one."""
     letters = 16 if width_px < WIDE_PX // 2 else 38
-    names = [_shortened(bar.name, letters) for bar in bars]
+    names = [shortened(bar.name, letters) for bar in bars]
     left_px = 14 + _LETTER_PX * max((len(name) for name in names), default=1)
     height_px = 44 + _ROW_PX * max(len(bars), 1)
     figure, axes = _axes(width_px, height_px, left_px, bottom_px=40, top_px=4)
@@ -275,7 +275,7 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def _shortened(name: str, letters: int) -> str:
+def shortened(name: str, letters: int) -> str:
     """Return a name with its middle cut out: the ends of layer names tell them apart."""
     if len(name) <= letters:
         return name

@@ -23,6 +23,7 @@ from pipeline.pruning import fit_to_class
 from pipeline.recipe import DataSection, ModelSection, read_recipe
 from pipeline.records import Floor
 from pipeline.redundancy import MEASURES
+from pipeline.redundancy.whole import NetworkRedundancy, network_redundancy
 from pipeline.views import group_views
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Inspection:
     floors: tuple[Floor, ...]
     notes: tuple[str, ...] = ()  # what was decided to make an ONNX file's shapes static
     diagnosis: Diagnosis | None = None
+    network: NetworkRedundancy | None = None
 
 
 class InspectionSummary(Record):
@@ -55,6 +57,7 @@ class InspectionSummary(Record):
     frozen: tuple[dict[str, object], ...]
     unknown_operators: dict[str, int]
     diagnosis: Diagnosis | None = None  # where asked for
+    network: NetworkRedundancy | None = None  # likewise
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:
@@ -134,6 +137,7 @@ def inspect_model(
         layers=layers_of(fold_norms(graph), channels),
         floors=tuple(MEASURES[redundancy](view) for view in views),
         diagnosis=diagnose(views, CRITERIA, seen) if batches is not None else None,
+        network=network_redundancy(views) if batches is not None and views else None,
     )
 
 
@@ -164,4 +168,5 @@ def summarize(inspection: Inspection) -> InspectionSummary:
         frozen=tuple(axis.model_dump() for axis in channels.frozen),
         unknown_operators=dict(channels.unknown_operators),
         diagnosis=inspection.diagnosis,
+        network=inspection.network,
     )

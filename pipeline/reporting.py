@@ -13,8 +13,10 @@ from hardware.channels import ChannelMap
 from hardware.device import Device
 from hardware.layers import Layer
 from hardware.storing import write_whole
-from pipeline import counting, drawing, wording
+from pipeline import counting, diagnosis_drawing, drawing, wording
+from pipeline.diagnosing import Diagnosis
 from pipeline.records import Choice, EpochRecord, Floor, Plan, Verdict
+from pipeline.redundancy.whole import NetworkRedundancy
 
 # What the reasons of a plan mean, for a reader who sees them for the first time.
 MEANINGS = {
@@ -134,6 +136,8 @@ def write_inspection(
     path: Path,
     *,
     floors: Sequence[Floor] = (),
+    diagnosis: Diagnosis | None = None,
+    network: NetworkRedundancy | None = None,
 ) -> None:
     """Write what can be pruned in a network, and why the rest cannot, as one HTML page.
 
@@ -162,10 +166,24 @@ def write_inspection(
             shares=counting.prunable_shares(channels, layers),
             frozen=counting.frozen_rows(channels),
             coupled={group.name: counting.coupled_layers(group) for group in channels.groups},
-            figures={"macs": figure},
+            diagnosis=diagnosis,
+            network=network,
+            figures={"macs": figure, **_diagnosis_figures(diagnosis, network)},
         )
     )
     write_whole(path, page)
+
+
+def _diagnosis_figures(
+    diagnosis: Diagnosis | None, network: NetworkRedundancy | None
+) -> dict[str, drawing.Drawing]:
+    figures = {}
+    if diagnosis is not None and diagnosis.groups:
+        figures["criteria"] = diagnosis_drawing.criteria_map(diagnosis)
+        figures["applicability"] = diagnosis_drawing.applicability_map(diagnosis)
+    if network is not None and network.groups:
+        figures["likeness"] = diagnosis_drawing.likeness_map(network)
+    return figures
 
 
 def _group_rows(report: Report) -> list[GroupRow]:

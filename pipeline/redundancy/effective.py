@@ -31,6 +31,7 @@ ENERGY = 0.99  # share of the summed squares that the counted ones must hold
 SAME = 1e-4  # 1 - |cosine| of rows that overlap
 ROUNDING = 1e-5  # rows below this share of the largest are zero
 SQUARE_ROUNDING = 1e-6  # likewise squared singular values, of products taken in float32
+COUNTS = ("by_energy", "by_threshold", "by_entropy")
 RESAMPLES = 12
 MIDDLE = (0.05, 0.95)  # quantiles of the resamples that bound what is reported
 
@@ -111,15 +112,14 @@ def effective_filters(products: Tensor) -> Effective:
     )
 
 
-def maximum_compression(views: Sequence[GroupView], count: str = "by_energy") -> Compression:
-    """Return how much of a network may go before groups lose effective filters.
+def maximum_compression(views: Sequence[GroupView]) -> dict[str, Compression]:
+    """Return how much of a network may go before groups lose effective filters, by each count.
 
     All groups are resampled with the same batches, so that what batches share does not average
     out: the interval is that of the network.
 
     Args:
         views: of every group, with gradients of several batches.
-        count: a field of `Effective`.
 
     Raises:
         PipelineError: as `by_energy`; or there are no views.
@@ -127,19 +127,26 @@ def maximum_compression(views: Sequence[GroupView], count: str = "by_energy") ->
     if not views:
         raise PipelineError("No group can be pruned, so there is no compression to estimate.")
     width = sum(view.width for view in views)
-    kept, drawn = 0.0, torch.zeros(RESAMPLES)
+    kept, drawn = torch.zeros(len(COUNTS)), torch.zeros(RESAMPLES, len(COUNTS))
     for view in views:
         products = _products(view)
-        kept += max(1.0, getattr(effective_filters(products.sum(dim=0)), count))
-        drawn += torch.tensor([max(1.0, one) for one in _resampled(products, count)])
-    low, high = (1 - drawn / width).quantile(torch.tensor(MIDDLE)).tolist()
-    return Compression(share=1 - kept / width, low=low, high=high)
+        kept += _counts(products.sum(dim=0)).clamp_min(1)
+        drawn += _resampled(products).clamp_min(1)
+    bounds = (1 - drawn / width).quantile(torch.tensor(MIDDLE), dim=0)
+    return {
+        count: Compression(
+            share=1 - float(kept[place]) / width,
+            low=float(bounds[0, place]),
+            high=float(bounds[1, place]),
+        )
+        for place, count in enumerate(COUNTS)
+    }
 
 
 def _floor(group: GroupView, count: str) -> Floor:
     products = _products(group)
     found = effective_filters(products.sum(dim=0))
-    drawn = torch.tensor(_resampled(products, count))
+    drawn = _resampled(products)[:, COUNTS.index(count)]
     low, high = drawn.quantile(torch.tensor(MIDDLE)).tolist()
     effective = max(1.0, getattr(found, count))
     return Floor(
@@ -184,8 +191,11 @@ def _products(group: GroupView) -> Tensor:
     return found
 
 
-def _resampled(products: Tensor, count: str) -> list[float]:
-    """Return the count on bootstrap resamples of the batches, the same ones for every group."""
+def _resampled(products: Tensor) -> Tensor:
+    """Return all counts on bootstrap resamples of the batches, the same ones for every group.
+
+    `(resamples, counts)`.
+    """
     draw = torch.Generator().manual_seed(0)
     batches = len(products)
     found = []
@@ -193,9 +203,14 @@ def _resampled(products: Tensor, count: str) -> list[float]:
         times = torch.bincount(
             torch.randint(batches, (batches,), generator=draw), minlength=batches
         )
-        drawn = torch.einsum("b,bij->ij", times.float(), products)
-        found.append(float(getattr(effective_filters(drawn), count)))
-    return found
+        found.append(_counts(torch.einsum("b,bij->ij", times.float(), products)))
+    return torch.stack(found)
+
+
+def _counts(products: Tensor) -> Tensor:
+    """Return the counts in the order of `COUNTS`."""
+    found = effective_filters(products)
+    return torch.tensor([float(getattr(found, count)) for count in COUNTS])
 
 
 def _singularities(products: Tensor) -> tuple[int, int]:

@@ -199,15 +199,21 @@ def test_inspect_prints_json_that_parses():
     assert {group["name"] for group in body["groups"]} >= {"layer1.0.conv1"}
 
 
-def test_inspect_compares_criteria_on_images():
+def test_inspect_compares_criteria_on_images(tmp_path):
     words = ["inspect", "benchmarks.networks:digits_resnet", "--input-shape", "1,16,16"]
     words += ["--diagnose", "--data", "digits", "--images", "64"]
 
+    page = tmp_path / "page.html"
+
     shown = CliRunner().invoke(app, words, env={"COLUMNS": "160"})
-    body = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["diagnosis"]
+    printed = CliRunner().invoke(app, [*words, "--json", "--html", str(page)]).stdout
+    body = json.loads(printed)["diagnosis"]
 
     assert shown.exit_code == 0, shown.output
     assert "Applicability:" in shown.output and "18 criteria on 64 images" in shown.output
+    assert "Maximum compression" in shown.output and "linear CKA" in shown.output
+    assert len(json.loads(printed)["network"]["likeness"]) == len(body["groups"])
+    assert "What criteria mean here" in page.read_text()
     assert body["images"] == 64 and "thinet" in body["criteria"]
     assert len(body["groups"][0]["agreements"]) == len(body["network"]) == 18 * 17 / 2
 

@@ -1,11 +1,14 @@
 """Diagnostics on layers whose answer is known: Gaussian ones, where every score is chance."""
 
+import io
 import math
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from hardware.channels import ChannelMap
 from hardware.storing import load_record, save_record
 from pipeline.criteria import CRITERIA
 from pipeline.diagnosing import (
@@ -17,8 +20,12 @@ from pipeline.diagnosing import (
     relative_spread,
     spread_of,
 )
+from pipeline.diagnosis_drawing import value_map
+from pipeline.diagnosis_tables import diagnosis_tables
 from pipeline.distribution import describe_weights
 from pipeline.records import Choice, GroupView, Plan
+from pipeline.redundancy.whole import MaximumCompression, NetworkRedundancy
+from pipeline.reporting import write_inspection
 
 MAGNITUDES = {name: CRITERIA[name] for name in ("l1", "l2", "fpgm", "fermat")}
 
@@ -201,3 +208,51 @@ def test_groups_of_chance_are_found() -> None:
     saliency = {one.name: CRITERIA["l2"](one) for one in views}
 
     assert inapplicable_groups(views, "l2", CRITERIA["l2"], saliency) == {"chance"}
+
+
+def test_the_page_shows_maps_and_what_was_found_in_words(tmp_path) -> None:
+    views = [view(gaussian(40, 72), "a<b>.weight"), view(uneven(40, 72), "even.weight")]
+    found = diagnose(views, MAGNITUDES, images=7)
+    network = NetworkRedundancy(
+        compression=(MaximumCompression(count="energy", share=0.25, low=0.2, high=0.3125),),
+        groups=("a<b>.weight", "even.weight"),
+        likeness=((1.0, 0.5), (0.5, 1.0)),
+    )
+
+    write_inspection(
+        ChannelMap(groups=()), (), "net", tmp_path / "page.html", diagnosis=found, network=network
+    )
+    page = (tmp_path / "page.html").read_text()
+
+    # Of two groups and four criteria, those of size are blind on the Gaussian group.
+    assert f"{4 - sum(s.applicable for s in found.groups[0].spreads)} of 8 cells are empty" in page
+    assert "a&lt;b&gt;" in page and "a<b>" not in page
+    assert all(text.replace("'", "&#39;") in page for text in found.verdicts)
+    assert "25.0 %" in page.replace("\xa0", " ") and "31.2 %" in page.replace("\xa0", " ")
+    assert page.count('role="img"') == 8  # four figures, each for wide and for narrow screens
+
+
+def test_a_map_fills_cells_by_their_values_and_outlines_what_is_not_known() -> None:
+    figure = value_map(["r"], ["a", "b", "c"], [[0.5, -1.0, None]], 960)
+    [axes] = figure.axes
+    cells = axes.patches
+
+    assert [cell.get_alpha() for cell in cells] == [0.5, 1.0, None]
+    assert not cells[2].get_fill() or cells[2].get_facecolor()[3] == 0
+    assert [text.get_text() for text in axes.texts] == ["0.50", "-1.00"]
+
+
+def test_the_terminal_tells_of_the_whole_network() -> None:
+    found = diagnose([view(uneven(24, 72), "a"), view(uneven(24, 72), "b")], MAGNITUDES)
+    network = NetworkRedundancy(
+        compression=(MaximumCompression(count="energy", share=0.5, low=0.4, high=0.6),),
+        groups=("a", "b"),
+        likeness=((1.0, 0.75), (0.75, 1.0)),
+    )
+    console = Console(width=160, file=io.StringIO())
+
+    console.print(diagnosis_tables(found, network))
+
+    text = console.file.getvalue().replace("\xa0", " ")
+    assert "50.0 % by energy (40.0 % to 60.0 %)" in text
+    assert "a and b respond most alike (linear CKA 0.750)" in text

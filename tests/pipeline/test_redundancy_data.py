@@ -11,6 +11,7 @@ from pipeline.records import GroupView, Responses
 from pipeline.redundancy import MEASURES, NEEDS
 from pipeline.redundancy.effective import effective_filters, maximum_compression
 from pipeline.redundancy.responses import functionality, similarity
+from pipeline.redundancy.whole import network_redundancy
 
 EFFECTIVE = ["effective", "effective_threshold", "effective_entropy"]
 
@@ -109,7 +110,7 @@ def test_batches_that_disagree_widen_the_interval() -> None:
 
     assert "energy from 8.0 to 8.0 over 4 batches" in MEASURES["effective"](view(agreeing)).detail
     assert MEASURES["effective"](view(apart)).floor == 8
-    found = maximum_compression([view(apart, name="a"), view(agreeing, name="b")])
+    found = maximum_compression([view(apart, name="a"), view(agreeing, name="b")])["by_energy"]
     assert found.share == 0 and found.high > found.low >= 0
     assert found.high <= 6 / 16  # at the very least 2 of 8 stay in one group, all in the other
 
@@ -119,7 +120,35 @@ def test_the_maximum_compression_weighs_groups_by_their_width() -> None:
 
     found = maximum_compression([view(twins[None], name="a"), view(apart[None], name="b")])
 
-    assert [found.share, found.low, found.high] == pytest.approx([2 / 12] * 3)
+    for one in found.values():  # equal gradients: all counts are the rank
+        assert [one.share, one.low, one.high] == pytest.approx([2 / 12] * 3, abs=1e-6)
+
+
+def test_a_network_as_a_whole_has_a_maximum_compression_and_groups_that_respond_alike() -> None:
+    values = torch.randn(40, 6, generator=_draw())
+    turned = 3 * values @ torch.linalg.qr(torch.randn(6, 6, generator=_draw()))[0] + 1
+    other = torch.randn(40, 6, generator=torch.Generator().manual_seed(99))
+    views = [
+        view(torch.eye(6, 8)[None], name=name, seen=(seen(one),))
+        for name, one in (("a", values), ("b", turned), ("c", other))
+    ]
+
+    found = network_redundancy(views)
+
+    assert found.groups == ("a", "b", "c")
+    assert found.likeness[0] == pytest.approx([1, 1, found.likeness[2][0]])
+    assert found.likeness[0][2] < 0.5
+    assert [(one.count, one.share) for one in found.compression] == [
+        ("energy", 0), ("threshold", 0), ("entropy", pytest.approx(0, abs=1e-6))
+    ]  # fmt: skip
+
+
+def test_a_network_whose_compression_cannot_be_told_says_why() -> None:
+    few = view(torch.randn(2, 9, 4, generator=_draw()), seen=(seen(torch.randn(20, 9)),))
+
+    found = network_redundancy([few])
+
+    assert found.compression == () and "too few to tell 9 filters apart" in found.note
 
 
 def test_too_few_batches_to_tell_filters_apart_are_refused() -> None:
