@@ -1,5 +1,7 @@
 """Operators that move elements and compute nothing."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -85,6 +87,16 @@ def gather(node: Node, x: Tensor, indices: Tensor) -> Tensor:
     indices = indices % x.shape[axis]  # negative ones count from the end
     shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
     return x.index_select(axis, indices.reshape(-1)).reshape(shape)
+
+
+def gather_nd(node: Node, x: Tensor, indices: Tensor) -> Tensor:
+    """GatherND: the last axis of the indices is a place in `x`, behind its batch axes."""
+    batches, depth = int(node.get("batch_dims", 0)), indices.shape[-1]
+    count = math.prod(indices.shape[:batches])
+    data, places = x.reshape(count, *x.shape[batches:]), indices.reshape(count, -1, depth)
+    batch = torch.arange(count, device=x.device).unsqueeze(1)
+    picked = data[(batch, *places.unbind(-1))]
+    return picked.reshape(*indices.shape[:-1], *x.shape[batches + depth :])
 
 
 def pad(node: Node, x: Tensor, *_: Tensor | None) -> Tensor:

@@ -249,6 +249,7 @@ OPERATORS: dict[str, Operator] = {
     "Expand": moving.expand,
     "Flatten": moving.flatten,
     "Gather": moving.gather,
+    "GatherND": moving.gather_nd,
     "Identity": same,
     "Pad": moving.pad,
     "Reshape": moving.reshape,
