@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -173,10 +173,14 @@ def inspect(
         typer.Option(help="digits, a folder of images, or a recipe whose data section is taken"),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Training images for --diagnose")] = 256,
+    surgery: Annotated[
+        Literal["auto", "class", "graph"], typer.Option(help="The form to prune, as in a recipe")
+    ] = "auto",
     verbose: Verbose = False,
 ) -> None:
     """Show the pruning groups of a network, how redundant each is, and what is frozen and why."""
     with reported(verbose):
+        from pipeline import wording
         from pipeline.diagnosis_tables import diagnosis_tables
         from pipeline.errors import RecipeError
         from pipeline.inspecting import diagnosed_data, inspect_model, summarize
@@ -186,7 +190,9 @@ def inspect(
         if diagnose != (data is not None):
             raise RecipeError("--diagnose and --data SOURCE go together: give both, or none.")
         section = diagnosed_data(data) if data is not None else None
-        found = inspect_model(model, input_shape, weights, data=section, images=images)
+        found = inspect_model(
+            model, input_shape, weights, data=section, images=images, surgery=surgery
+        )
         if html is not None:
             write_inspection(
                 found.channels,
@@ -194,6 +200,7 @@ def inspect(
                 found.title,
                 html,
                 floors=found.floors,
+                form=found.form,
                 diagnosis=found.diagnosis,
                 network=found.network,
             )
@@ -202,6 +209,7 @@ def inspect(
         else:
             out.print(groups_table(found.channels, found.floors))
             out.print(frozen_table(found.channels))
+            out.print(wording.form(found.form), markup=False, highlight=False)
             if found.diagnosis is not None:
                 out.print(diagnosis_tables(found.diagnosis, found.network))
 

@@ -17,13 +17,14 @@ from hardware.runtimes.base import Engine
 from hardware.storing import save_record, write_whole
 from hardware.tables import LatencyTable, load_table
 from pipeline import storing
+from pipeline.analysing import Subject
 from pipeline.data import Data
 from pipeline.exporting import export_graph
 from pipeline.manifest import Manifest, digests, versions, write_manifest
 from pipeline.recipe import Recipe, dump_recipe
 from pipeline.records import EpochRecord, Network, Verdict
 from pipeline.reporting import LayerRow, Report, write_report
-from pipeline.targeting import Bench, FittedPlan, Stages, Subject, full_widths
+from pipeline.targeting import Bench, FittedPlan, Stages, full_widths
 from pipeline.verifying import (
     LOADS,
     Facts,
@@ -107,6 +108,7 @@ def _facts(subject: Subject, shaped: Shaped, engine: Path, report: Path) -> Fact
         ),
         engine=str(engine),
         report=str(report),
+        form=subject.form,
     )
 
 

@@ -10,18 +10,17 @@ from hardware.cleaning import fold_norms
 from hardware.layers import Layer, layers_of
 from hardware.preparing import prepare
 from hardware.storing import Record
+from pipeline.analysing import analyse
 from pipeline.channels import find_groups
 from pipeline.counting import prunable_shares
 from pipeline.criteria import CRITERIA
 from pipeline.data import load_data
 from pipeline.diagnosing import Diagnosis, diagnose
 from pipeline.errors import RecipeError
-from pipeline.exporting import export_graph
 from pipeline.models import load_network
 from pipeline.needing import GRADIENTS, RESPONSES
-from pipeline.pruning import fit_to_class
-from pipeline.recipe import DataSection, ModelSection, read_recipe
-from pipeline.records import Floor
+from pipeline.recipe import DataSection, ModelSection, Surgery, read_recipe
+from pipeline.records import Floor, Form
 from pipeline.redundancy import MEASURES
 from pipeline.redundancy.whole import NetworkRedundancy, network_redundancy
 from pipeline.views import group_views
@@ -40,6 +39,7 @@ class Inspection:
     channels: ChannelMap
     layers: tuple[Layer, ...]
     floors: tuple[Floor, ...]
+    form: Form
     notes: tuple[str, ...] = ()  # what was decided to make an ONNX file's shapes static
     diagnosis: Diagnosis | None = None
     network: NetworkRedundancy | None = None
@@ -50,6 +50,7 @@ class InspectionSummary(Record):
 
     model: str
     notes: tuple[str, ...] = ()  # what was decided to make an ONNX file's shapes static
+    form: Form
     prunable_channel_share: float  # of all convolution output channels
     prunable_macs_share: float
     groups: tuple[dict[str, object], ...]
@@ -96,6 +97,7 @@ def inspect_model(
     redundancy: str = "graph",
     data: DataSection | None = None,
     images: int = 256,
+    surgery: Surgery = "auto",
 ) -> Inspection:
     """Return the pruning groups of a network, those frozen that its class cannot lose.
 
@@ -108,33 +110,40 @@ def inspect_model(
         redundancy: one of MEASURES.
         data: with it, criteria are compared and diagnosed on these images.
         images: how many of the training images, at most.
+        surgery: the form that is looked at, as in a recipe.
 
     Raises:
         NetworkError: the network cannot be found, built or exported.
         ModelError: the ONNX file is corrupt, or leaves sizes open.
         DataError: images are missing or unreadable.
-        RecipeError: an ONNX file is to be diagnosed.
+        RecipeError: an ONNX file is to be diagnosed, or pruned as a class.
     """
     if name.endswith(".onnx") and data is not None:
         raise RecipeError("Criteria are compared on a torch network; give one, not an ONNX file.")
+    if name.endswith(".onnx") and surgery == "class":
+        raise RecipeError(f"{name} has no class: take --surgery auto or graph.")
     if name.endswith(".onnx"):
         graph, notes = prepare(load_model(Path(name)))
         for note in notes:
             log.warning("%s: %s", name, note)
         channels = find_groups(graph)
         layers = layers_of(fold_norms(graph), channels)
-        return Inspection(title=name, channels=channels, layers=layers, floors=(), notes=notes)
+        share = prunable_shares(channels, layers).channels
+        form = Form(taken="graph", reason="an ONNX file has no class", graph_share=share)
+        return Inspection(
+            title=name, channels=channels, layers=layers, floors=(), form=form, notes=notes
+        )
     section = ModelSection(name=name, weights=weights, input_shape=parse_shape(input_shape))
-    network = load_network(section)
-    graph = export_graph(network)
-    channels = fit_to_class(network, find_groups(graph))
+    subject = analyse(load_network(section), 1, surgery)
+    network, channels = subject.network, subject.channels
     batches = load_data(data, network.input_shape, 0).calibration(images, 0) if data else None
     views = group_views(network, channels, batches, needs=(GRADIENTS, RESPONSES))
     seen = sum(len(labels) for _, labels in batches or ())
     return Inspection(
         title=name,
         channels=channels,
-        layers=layers_of(fold_norms(graph), channels),
+        layers=subject.layers,
+        form=subject.form,
         floors=tuple(MEASURES[redundancy](view) for view in views),
         diagnosis=diagnose(views, CRITERIA, seen) if batches is not None else None,
         network=network_redundancy(views) if batches is not None and views else None,
@@ -149,6 +158,7 @@ def summarize(inspection: Inspection) -> InspectionSummary:
     return InspectionSummary(
         model=inspection.title,
         notes=inspection.notes,
+        form=inspection.form,
         prunable_channel_share=shares.channels,
         prunable_macs_share=shares.macs,
         groups=tuple(

@@ -10,6 +10,7 @@ from pipeline.errors import RecipeError
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Surgery = Literal["auto", "class", "graph"]
 
 
 class Section(BaseModel):
@@ -145,9 +146,18 @@ class Recipe(Section):
     sparsify: SparsifySection = SparsifySection()
     finetune: FinetuneSection = FinetuneSection()
     limits: LimitsSection = LimitsSection()
+    surgery: Surgery = "auto"  # on the class, on the graph; auto: class, unless that loses much
     out: Path = Path("build/espalier")
     profiles: Path = Path("profiles")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _has_class(self) -> "Recipe":
+        if self.surgery == "class" and self.model.file is not None:
+            raise ValueError(
+                f"surgery is 'class', but {self.model.file} has no class: say auto or graph"
+            )
+        return self
 
 
 def read_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -118,6 +118,15 @@ class Plan(Record):
         return {choice.group: choice.width for choice in self.choices}
 
 
+class Form(Record):
+    """In which of its two forms a network is pruned, and what each of them can lose."""
+
+    taken: Literal["class", "graph"]
+    reason: str  # why this one, in one line
+    graph_share: float  # of the convolution output channels: what the graph can lose
+    class_share: float | None = None  # what the user's class can lose; None: not tried, or no class
+
+
 class EpochRecord(Record):
     """One epoch of training, as measured."""
 
@@ -157,6 +166,7 @@ class Verdict(Record):
     macs: tuple[int, int]
     engine: str
     report: str
+    form: Form | None = None  # None: written before there were two
 
 
 Array = npt.NDArray[np.float64]

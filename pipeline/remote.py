@@ -12,12 +12,13 @@ from hardware.runtimes.base import EngineSettings
 from hardware.sweeping import digest_of
 from hardware.tables import LatencyTable, TableKey, load_table, table_path
 from pipeline import planning
+from pipeline.analysing import Subject, analyse
 from pipeline.data import load_data
 from pipeline.diagnosing import applicability_warning
 from pipeline.errors import PlanError, RecipeError
 from pipeline.models import load_network
 from pipeline.recipe import Recipe, TargetSection
-from pipeline.targeting import AIM, FittedPlan, Stages, Subject, Wishes, analyse, weigh
+from pipeline.targeting import AIM, FittedPlan, Stages, Wishes, weigh
 from pipeline.workspace import Workspace
 
 
@@ -127,7 +128,7 @@ def _here(target: TargetSection) -> str:
 
 def _subject(recipe: Recipe, stages: Stages) -> Subject:
     with stages("Finding pruning groups") as progress:
-        subject = analyse(load_network(recipe.model), recipe.target.batch)
+        subject = analyse(load_network(recipe.model), recipe.target.batch, recipe.surgery)
         progress(1, 1, f"{len(subject.channels.prunable)} groups can be pruned")
     return subject
 

@@ -15,7 +15,7 @@ from hardware.layers import Layer
 from hardware.storing import write_whole
 from pipeline import counting, diagnosis_drawing, drawing, wording
 from pipeline.diagnosing import Diagnosis
-from pipeline.records import Choice, EpochRecord, Floor, Plan, Verdict
+from pipeline.records import Choice, EpochRecord, Floor, Form, Plan, Verdict
 from pipeline.redundancy.whole import NetworkRedundancy
 
 # What the reasons of a plan mean, for a reader who sees them for the first time.
@@ -136,6 +136,7 @@ def write_inspection(
     path: Path,
     *,
     floors: Sequence[Floor] = (),
+    form: Form | None = None,
     diagnosis: Diagnosis | None = None,
     network: NetworkRedundancy | None = None,
 ) -> None:
@@ -160,6 +161,7 @@ def write_inspection(
         .get_template("inspection.html.j2")
         .render(
             title=title,
+            form=form,
             channels=channels,
             floors={floor.group: floor for floor in floors},
             layers=rows,

@@ -11,6 +11,7 @@ from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
 from hardware.tables import LatencyTable, open_table
 from pipeline import planning
+from pipeline.analysing import Subject, analyse
 from pipeline.data import Data, load_data
 from pipeline.delivering import Shaped, deliver
 from pipeline.finetuning import finetune
@@ -25,8 +26,6 @@ from pipeline.targeting import (
     FittedPlan,
     Progress,
     Stages,
-    Subject,
-    analyse,
     fit_plan,
     profile,
     weigh,
@@ -51,7 +50,7 @@ class Job:
     """A recipe with everything that it names loaded."""
 
     recipe: Recipe
-    network: Network  # as the user brought it
+    network: Network  # as the user brought it: the teacher
     data: Data
     subject: Subject
     bench: Bench
@@ -125,8 +124,9 @@ def prepare(recipe: Recipe, stages: Stages) -> Job:
     with stages("Loading the images") as progress:
         data = load_data(recipe.data, network.input_shape, recipe.seed, progress)
     with stages("Finding pruning groups") as progress:
-        subject = analyse(network, target.batch)
-        progress(1, 1, f"{len(subject.channels.prunable)} groups can be pruned")
+        subject = analyse(network, target.batch, recipe.surgery)
+        prunable = len(subject.channels.prunable)
+        progress(1, 1, f"{prunable} groups can be pruned, in {subject.form.taken} form")
     bench = Bench(runtime=runtime, settings=settings, path=path)
     return Job(recipe=recipe, network=network, data=data, subject=subject, bench=bench, table=table)
 
@@ -147,14 +147,14 @@ def shape(job: Job, place: Workspace, name: str, share: float, stages: Stages) -
 
     With several rounds, the latency falls by the same factor in each.
     """
-    rounds = job.recipe.plan.rounds
-    current, keep = job.network, everything(job.subject)
+    rounds, form = job.recipe.plan.rounds, job.subject.form.taken
+    current, keep = job.subject.network, everything(job.subject)
     proof_error, predicted_share = 0.0, 1.0
     epochs: list[EpochRecord] = []
     sparse_epochs: list[EpochRecord] = []
     for number in range(1, rounds + 1):
         label = f"{name}-round-{number}"
-        subject = job.subject if number == 1 else analyse(current, job.recipe.target.batch)
+        subject = job.subject if number == 1 else analyse(current, job.recipe.target.batch, form)
         fitted = plan_round(job, subject, place, label, share ** (1 / rounds), stages)
         if job.recipe.sparsify.method != "none":
             with stages("Sparsifying") as progress:

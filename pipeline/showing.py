@@ -68,6 +68,8 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     )
     for row in rows:
         table.add_row(*row)
+    if verdict.form is not None:
+        table.add_row("form", "", verdict.form.taken, Text(verdict.form.reason))
     table.add_section()
     for holds, text in map(wording.limit, verdict.reasons):
         mark = {

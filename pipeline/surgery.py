@@ -65,7 +65,8 @@ def failing(names: Sequence[str], fails: Callable[[Sequence[str]], str | None]) 
     """Return the names to leave out, each with the reason, so that the others pass together.
 
     Halves what fails; a half is tried together with everything accepted before it, so that names
-    that fail only jointly are found too.
+    that fail only jointly are found too. Where all of a first half is accepted, the second half is
+    what failed, and is not tried again as a whole.
 
     Args:
         names: to be tried, all at once first.
@@ -74,16 +75,18 @@ def failing(names: Sequence[str], fails: Callable[[Sequence[str]], str | None]) 
     accepted: list[str] = []
     left_out: dict[str, str] = {}
 
-    def settle(some: Sequence[str]) -> None:
+    def settle(some: Sequence[str], reason: str | None = None) -> None:
         if not some:
             return
-        if (reason := fails([*accepted, *some])) is None:
+        reason = reason or fails([*accepted, *some])
+        if reason is None:
             accepted.extend(some)
         elif len(some) == 1:
             left_out[some[0]] = reason
         else:
-            settle(some[: len(some) // 2])
-            settle(some[len(some) // 2 :])
+            known, half = len(left_out), len(some) // 2
+            settle(some[:half])
+            settle(some[half:], reason if len(left_out) == known else None)
 
     settle(names)
     return left_out

@@ -11,25 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import onnx
 from torch import Tensor
 
 from hardware import predicting, sweeping
 from hardware.channels import ChannelMap
-from hardware.cleaning import fold_norms
-from hardware.layers import Layer, layers_of
 from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.storing import Record
 from hardware.tables import LatencyTable
 from pipeline import criteria, planning, redundancy
-from pipeline.channels import find_groups
+from pipeline.analysing import Subject
 from pipeline.data import Data
 from pipeline.diagnosing import applicability_warning, inapplicable_groups
 from pipeline.errors import PlanError, RecipeError
-from pipeline.exporting import export_graph
-from pipeline.pruning import fit_to_class
 from pipeline.recipe import PlanSection, Recipe
-from pipeline.records import Floor, Network, Plan
+from pipeline.records import Floor, Plan
 from pipeline.redundancy.removing import removals
 from pipeline.sensitivity import measure_damage
 from pipeline.views import group_views
@@ -47,16 +42,6 @@ Entry = TypeVar("Entry")
 AIM = 0.985
 LEAST_USED = 0.97
 CLOSED = 0.004
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """A network, and what its graph says about it."""
-
-    network: Network
-    template: onnx.ModelProto  # batch norms folded: what is carved, built and timed
-    channels: ChannelMap
-    layers: tuple[Layer, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,19 +109,6 @@ class FittedPlan(Record):
     floors: tuple[Floor, ...]
     loop: tuple[Round, ...]
     warning: str | None = None  # where the criterion chose by chance among many channels
-
-
-def analyse(network: Network, batch: int) -> Subject:
-    """Return a network's pruning groups, those frozen that its class cannot lose, and layers."""
-    graph = export_graph(network, batch)
-    channels = fit_to_class(network, find_groups(graph))
-    template = fold_norms(graph)
-    return Subject(
-        network=network,
-        template=template,
-        channels=channels,
-        layers=layers_of(template, channels),
-    )
 
 
 def weigh(

@@ -13,7 +13,7 @@ from hardware.runtimes.base import Engine
 from hardware.timing import Latency, Protocol, Series, time_together
 from pipeline.evaluating import Score, accuracy, engine_predictor, torch_predictor
 from pipeline.recipe import LimitsSection, TargetSection
-from pipeline.records import Network, Verdict
+from pipeline.records import Form, Network, Verdict
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Progress = Callable[[int, int, str], None]
@@ -62,6 +62,7 @@ class Facts:
     macs: tuple[int, int]
     engine: str
     report: str
+    form: Form
 
 
 def time_engines(
@@ -197,4 +198,5 @@ def judge(
         macs=facts.macs,
         engine=facts.engine,
         report=facts.report,
+        form=facts.form,
     )

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from pipeline.records import Form
+
 _SPACE = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
 UNKNOWN = "unknown"  # what is not a number is said in words
 RUNTIME_NAMES = {"ov": "OpenVINO", "ort": "ONNX Runtime", "trt": "TensorRT"}
@@ -128,6 +130,15 @@ def limit(line: str) -> tuple[bool | None, str]:
     return None, line
 
 
+def form(found: Form) -> str:
+    """Return in which form a network is pruned, why, and what each form can lose."""
+    shares = f"the graph can lose {share(found.graph_share)}"
+    if found.class_share is not None:
+        shares += f", the class {share(found.class_share)}"
+    sentence = f"{found.taken.capitalize()} form: {found.reason.rstrip('.')}."
+    return f"{sentence} Of the convolution channels {shares}."
+
+
 def _digits(value: float) -> int:
     return 4 if value < 1 else 3 if value < 10 else 2 if value < 100 else 1
 
@@ -135,5 +146,5 @@ def _digits(value: float) -> int:
 _FORMATS = (ms, ms_pair, us, fixed, pct, share, signed, times, number, tiny, many, size)
 FILTERS: dict[str, Callable[..., Any]] = {  # Any: what a filter takes and gives is its own affair
     function.__name__: function
-    for function in (*_FORMATS, duration, change, runtime_name, layer_of)
+    for function in (*_FORMATS, duration, change, form, runtime_name, layer_of)
 }

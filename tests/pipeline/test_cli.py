@@ -187,6 +187,7 @@ def test_inspect_shows_groups_and_writes_a_page(tmp_path):
 
     assert result.exit_code == 0, result.output
     assert "layer1.0.conv1" in result.output
+    assert "Class form: the class can lose all that the graph can." in result.output
     assert "layer1.0.conv1" in (tmp_path / "page.html").read_text()
 
 
@@ -195,7 +196,7 @@ def test_inspect_prints_json_that_parses():
 
     body = json.loads(CliRunner().invoke(app, words).stdout)
 
-    assert body["prunable_channel_share"] > 0.9
+    assert body["prunable_channel_share"] == body["form"]["class_share"] > 0.9
     assert {group["name"] for group in body["groups"]} >= {"layer1.0.conv1"}
 
 

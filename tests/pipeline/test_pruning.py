@@ -11,6 +11,7 @@ from pipeline.errors import ProofError, SurgeryError
 from pipeline.masking import masked
 from pipeline.proving import outputs_of
 from pipeline.pruning import examine, fit_to_class, prove, prune
+from pipeline.surgery import failing
 from tests.pipeline.maps import (
     cut,
     group,
@@ -238,6 +239,17 @@ def test_groups_that_fail_jointly_are_found_also_where_meta_does_not_run(fixed):
     frozen = [g.name for g in fit_to_class(network, channels).groups if g.frozen]
 
     assert frozen == (["conv2.weight"] if fixed == "together" else [])
+
+
+def test_what_failed_is_not_tried_twice():
+    tried = []
+
+    def fails(names):
+        tried.append("".join(names))
+        return "no" if "d" in names else None
+
+    assert failing("abcd", fails) == {"d": "no"}
+    assert tried == ["abcd", "ab", "abc"]
 
 
 def test_a_branch_that_the_class_cannot_empty_is_dropped():

@@ -83,3 +83,13 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path):
 def test_a_yaml_list_is_not_a_recipe(tmp_path):
     with pytest.raises(RecipeError, match="must hold sections"):
         read_recipe(write(tmp_path, "- a"))
+
+
+def test_a_form_that_does_not_exist_is_named_with_those_that_do(tmp_path):
+    with pytest.raises(RecipeError, match=r"surgery: .*'auto', 'class' or 'graph' \(got 'onnx'\)"):
+        read_recipe(write(tmp_path, GOOD), ("surgery=onnx",))
+
+
+def test_an_onnx_file_has_no_class_to_prune(tmp_path):
+    with pytest.raises(RecipeError, match=r"net\.onnx has no class: say auto or graph"):
+        read_recipe(write(tmp_path, GOOD), ("surgery=class", "model.name=net.onnx"))

@@ -14,6 +14,7 @@ import torch
 from hardware.errors import RuntimeMissingError
 from hardware.storing import load_record
 from pipeline.errors import PlanError
+from pipeline.graphform import GraphForm
 from pipeline.manifest import Manifest
 from pipeline.recipe import Recipe
 from pipeline.records import Verdict
@@ -129,6 +130,20 @@ def test_rounds_share_the_way_to_the_target(tmp_path):
     assert "of sparsifying" in (tmp_path / "out" / "report.html").read_text()
     assert verdict.measured_ms <= verdict.target_ms
     assert load_pruned(tmp_path / "out").module(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
+
+
+def test_a_network_is_pruned_in_graph_form_over_two_rounds(tmp_path):
+    asked = recipe(tmp_path, surgery="graph", plan={**PLAN, "rounds": 2})
+
+    verdict = compress(asked)
+
+    assert verdict.passed, verdict.reasons
+    assert verdict.form.taken == "graph" and verdict.proof_error < 1e-6
+    assert load_record(Manifest, asked.out / "manifest.json").verdict.form == verdict.form
+    assert "Graph form: surgery=graph asks for it." in (asked.out / "report.html").read_text()
+    network = load_pruned(asked.out)
+    assert isinstance(network.module, GraphForm)
+    assert sum(p.numel() for p in network.module.parameters()) == verdict.parameters[1]
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(finished, tmp_path):

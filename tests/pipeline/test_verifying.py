@@ -11,6 +11,7 @@ from pipeline.evaluating import Score
 from pipeline.exporting import export_graph
 from pipeline.models import load_network
 from pipeline.recipe import LimitsSection, ModelSection, TargetSection
+from pipeline.records import Form
 from pipeline.verifying import Facts, Quality, Timing, judge, measure_parity, time_engines
 
 LIMITS = LimitsSection(accuracy_drop_points=1.0, parity=1e-3, prediction_error_pct=5.0)
@@ -22,6 +23,7 @@ FACTS = Facts(
     macs=(1000, 300),
     engine="engine",
     report="report.html",
+    form=Form(taken="class", reason="the class can lose all", graph_share=1.0, class_share=1.0),
 )
 
 

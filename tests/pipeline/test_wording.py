@@ -1,6 +1,7 @@
 import pytest
 
 from pipeline import wording
+from pipeline.records import Form
 
 
 def plain(text):
@@ -63,3 +64,12 @@ def test_a_limit_says_whether_it_held():
     assert wording.limit("ok: parity") == (True, "parity")
     assert wording.limit("MISSED: parity") == (False, "parity")
     assert wording.limit("parity") == (None, "parity")
+
+
+def test_a_form_is_told_with_its_reason_and_what_each_could_lose():
+    found = Form(taken="graph", reason="as asked", graph_share=0.938, class_share=0.721)
+
+    assert plain(wording.form(found)) == (
+        "Graph form: as asked. Of the convolution channels the graph can lose 93.8 %, "
+        "the class 72.1 %."
+    )
