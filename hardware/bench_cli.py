@@ -10,17 +10,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from hardware import formats
-from hardware.benching import CORES_BUSY, Rules
+from hardware.bench_views import state_line, views
+from hardware.benching import Rules
 from hardware.charting import page as history_page
-from hardware.comparing import ASSUMED_DRIFT, Comparison, Drift, Limit, Verdict, parse_share
+from hardware.comparing import ASSUMED_DRIFT, Drift, Limit, Verdict, parse_share
 from hardware.errors import BusyError, DeviceMismatchError, HardwareError
 from hardware.gating import Request, gate, history_path, parse_seconds
 from hardware.histories import read_history
-from hardware.outcomes import Outcome, Row, sentence
 from hardware.runtimes.base import EngineSettings
 from hardware.sampling import Schedule
 from hardware.storing import write_whole
@@ -31,11 +29,6 @@ err = Console(stderr=True)
 DEFAULT_LIMITS = ["p50:2%"]
 # A gate that is not sure must not pass for one that is.
 EXIT_CODES = {None: 0, Verdict.PASS: 0, Verdict.REGRESSION: 1, Verdict.INCONCLUSIVE: 3}
-STYLES = {
-    Verdict.PASS: "green",
-    Verdict.REGRESSION: "bold red",
-    Verdict.INCONCLUSIVE: "yellow",
-}
 UNDECIDED = 3
 INTERRUPTED = 130
 
@@ -224,8 +217,9 @@ def bench(
 def _benched(request: Request, reports: Reports) -> int:
     """Bench, print, write the reports, and return the exit code."""
     with err.status("loading the engines") as status:
-        outcome = gate(request, lambda seconds, found: status.update(_line(seconds, found)))
-    _show(outcome)
+        outcome = gate(request, lambda seconds, found: status.update(state_line(seconds, found)))
+    for view in views(outcome):
+        out.print(view, highlight=False)
     if reports.github:
         for line in formats.annotations(outcome):
             typer.echo(line)
@@ -287,55 +281,3 @@ def _state_folder() -> Path:
     """Return where programs keep what outlasts them, by the XDG rules."""
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "espalier"
-
-
-def _line(seconds: float, found: Sequence[Sequence[Comparison]]) -> str:
-    """Return the state of a bench in one line."""
-    said = [
-        f"{c.limit.metric} {100 * (c.ratio.estimate - 1):+.1f} % {c.verdict.value}"
-        for each in found
-        for c in each
-    ]
-    return escape(f"{seconds:.0f} s  " + "  ".join(said or ["measuring"]))
-
-
-def _show(outcome: Outcome) -> None:
-    """Print what was measured, then what it comes to."""
-    table = Table("engine", "p50 ms", "p90 ms", "p99 ms", "load ms", "first ms", "samples")
-    extra = [row for row in outcome.rows if row.figures.images_per_s or row.figures.peak_bytes]
-    if extra:
-        table.add_column("images/s")
-        table.add_column("peak MiB")
-    if outcome.baseline is not None:
-        table.add_row(*_cells(outcome.baseline, "baseline: ", bool(extra)))
-    for row in outcome.rows:
-        table.add_row(*_cells(row, "", bool(extra)))
-    out.print(table)
-    for row in outcome.rows:
-        for check in row.checks:
-            said = escape(f"{row.subject.path}: {sentence(check, outcome.confidence_pct)}")
-            style = STYLES[check.verdict]
-            out.print(f"[{style}]{check.verdict.value}:[/] {said}", highlight=False)
-    cut = "" if outcome.is_complete else ", interrupted"
-    out.print(f"{outcome.mode}, {outcome.seconds:.1f} s{cut}", highlight=False)
-    if outcome.foreign_cores > CORES_BUSY:
-        out.print(
-            f"Others kept {outcome.foreign_cores:.1f} cores busy meanwhile: expect wider intervals."
-        )
-    if outcome.verdict is Verdict.INCONCLUSIVE and outcome.is_complete:
-        out.print("Not sure within the budget: give a larger --budget, or quiet the machine.")
-
-
-def _cells(row: Row, role: str, with_extra: bool) -> list[str]:
-    figures = row.figures
-    cells = [
-        escape(f"{role}{row.subject.path}"),
-        *(f"{value:.3f}" for value in (figures.p50_ms, figures.p90_ms, figures.p99_ms)),
-        *(f"{value:.1f}" for value in (figures.load_ms, figures.first_ms)),
-        str(figures.samples),
-    ]
-    if with_extra:
-        rate, peak = figures.images_per_s, figures.peak_bytes
-        cells.append("" if rate is None else f"{rate:.1f} ({figures.concurrency} at a time)")
-        cells.append("" if peak is None else f"{peak / 2**20:.1f}")
-    return cells

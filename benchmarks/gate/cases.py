@@ -23,7 +23,7 @@ WIDER = [
     Build(widened=widened, more=more)
     for more, widened in product((4, 8, 16), (1, 2, 3, 4, 5, 6, 8, 10))
 ]
-SIZES_PX = (4, 6, 8, 10, 12, 16, 20, 28)
+SIZES_PX = (3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20)
 FINDING = 6  # budgets of one bench that finding the slow-downs of one kind may take
 
 

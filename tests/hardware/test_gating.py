@@ -239,6 +239,21 @@ def test_a_record_cannot_tell_throughput_or_memory(engines):
     assert code == 3 and "a record has no samples of memory" in said
 
 
+def test_ctrl_c_while_throughput_is_measured_keeps_the_latencies(engines, monkeypatch):
+    def interrupted(*words, **more):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(gating, "sample_rates", interrupted)
+
+    code, said = bench(engines, "same.onnx", "--baseline", "base.onnx", "--concurrency", "1")
+
+    assert code == 130 and "paired" in said and "interrupted" in said
+    [session] = past(engines)
+    assert session.outcome is not None and not session.outcome.is_complete
+    assert session.outcome.rows[0].checks
+
+
 @pytest.mark.runtime
 def test_an_engine_that_serves_fewer_images_is_a_regression(tmp_path):
     for name, width in (("small", 16), ("large", 2048)):
