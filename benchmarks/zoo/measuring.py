@@ -78,11 +78,13 @@ def _frozen(graph: onnx.ModelProto, channels: ChannelMap) -> dict[str, int]:
 def conv_share(graph: onnx.ModelProto, channels: ChannelMap) -> float:
     """Return which share of the output channels of all convolutions may be removed.
 
-    A convolution's weight may be computed: then the parameters that it is computed from count.
+    A convolution's weight may be computed: then the parameters that it is computed from count. A
+    convolution that runs several times counts once.
     """
     known = shapes(graph)
     sources: dict[str, set[str]] = {t.name: {t.name} for t in graph.graph.initializer}
     free = _free_filters(channels)
+    seen: set[frozenset[str]] = set()
     prunable = total = 0
     for node in graph.graph.node:
         inputs = [name for name in node.input if name]
@@ -90,8 +92,12 @@ def conv_share(graph: onnx.ModelProto, channels: ChannelMap) -> float:
             origin = set().union(*(sources[name] for name in inputs))
             sources.update(dict.fromkeys(node.output, origin))
         if node.op_type in ("Conv", "ConvTranspose"):
+            weights = frozenset(sources.get(node.input[1], {node.output[0]}))
+            if weights in seen:
+                continue
+            seen.add(weights)
             outputs = known[node.output[0]][1]
-            found = max((free.get(name, 0) for name in sources.get(node.input[1], ())), default=0)
+            found = max((free.get(name, 0) for name in weights), default=0)
             prunable += min(found, outputs)
             total += outputs
     return prunable / total if total else 0.0

@@ -66,6 +66,22 @@ def test_standardised_weights_count_like_plain_ones() -> None:
     assert conv_share(graph, channels) > 0
 
 
+def test_a_convolution_that_runs_twice_counts_once() -> None:
+    graph = exported("tied")
+    kernels = {node.input[1] for node in graph.graph.node if node.op_type == "Conv"}
+    assert len(kernels) < sum(node.op_type == "Conv" for node in graph.graph.node)
+    channels = find_groups(graph)
+    filters = {
+        part.parameter: len(part.units)
+        for group in channels.groups
+        for part in group.slices
+        if part.role == "filter" and part.parameter in kernels
+    }
+    widths = [t.dims[0] for t in graph.graph.initializer if t.name in kernels]
+
+    assert conv_share(graph, channels) == sum(filters.values()) / sum(widths)
+
+
 def test_a_network_that_crashes_counts_as_nothing_prunable() -> None:
     peers = [Peer(status="ok", prunable_share=0.4), Peer(status="timeout", prunable_share=0.9)]
     good = DONE.model_copy(update={"torch_pruning": peers[0]})
