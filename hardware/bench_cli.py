@@ -54,7 +54,10 @@ Exit codes:
 
 COMPARE, MEASURE, REPORT = "What counts as slower", "How to measure", "What to keep and tell"
 Engines = Annotated[
-    list[Path], typer.Argument(metavar="ENGINE...", help="`.onnx`, `.ort` or OpenVINO `.xml` files")
+    list[Path],
+    typer.Argument(
+        metavar="ENGINE...", help="`.onnx`, `.ort`, OpenVINO `.xml`, TensorRT `.engine`"
+    ),
 ]
 Baseline = Annotated[
     Path | None,
@@ -102,7 +105,10 @@ Budget = Annotated[
 ]
 RuntimeName = Annotated[
     str | None,
-    typer.Option(help="ort, ov [default: by the file's name]", rich_help_panel=MEASURE),
+    typer.Option(
+        help="As `espalier devices` lists them [default: by the file's name]",
+        rich_help_panel=MEASURE,
+    ),
 ]
 Precision = Annotated[
     str, typer.Option(help="What the engines must run in", rich_help_panel=MEASURE)
