@@ -41,5 +41,5 @@ def _sized(
     """Return the output of a batch norm on the meta device."""
     for tensor in (running_mean, running_var, weight, bias):
         if tensor is not None and tensor.numel() != images.shape[1]:
-            raise RuntimeError(f"{tensor.numel()} norms for {images.shape[1]} channels")
+            raise RuntimeError(f"a batch norm of {tensor.numel()} channels reads {images.shape[1]}")
     return torch.empty_like(images)
