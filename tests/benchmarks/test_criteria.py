@@ -12,7 +12,7 @@ from benchmarks.criteria.tables import cost_report, report, summaries, verdict
 from hardware.storing import load_record
 from pipeline.recipe import ModelSection, Recipe
 from pipeline.records import GroupView
-from pipeline.run import quiet
+from pipeline.run import prepare, quiet
 
 
 def results(name: str, *after: float) -> list[Result]:
@@ -91,7 +91,7 @@ def recipe(folder: Path) -> Recipe:
             "model": {
                 "name": "benchmarks.networks:digits_resnet",
                 "arguments": {"blocks": 1},
-                "input_shape": [1, 16, 16],
+                "input_shape": [1, 8, 8],
             },
             "data": {"source": "digits", "batch": 128},
             "target": {"runtime": "fake", "latency_ratio": 0.6},
@@ -104,12 +104,12 @@ def recipe(folder: Path) -> Recipe:
 
 
 def test_a_comparison_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    asked, path = recipe(tmp_path), tmp_path / "found.json"
+    job, path = prepare(recipe(tmp_path), quiet), tmp_path / "found.json"
 
-    compare_criteria(asked, ("l2",), 1, path, 32, quiet)
+    compare_criteria(job, ("l2",), 1, path, 32, quiet)
     first = load_record(Comparison, path)
-    found = compare_criteria(asked, ("l2", "random"), 1, path, 32, quiet)
-    floors = compare_floors(asked, ("none", "graph"), 1, path, 32, quiet)
+    found = compare_criteria(job, ("l2", "random"), 1, path, 32, quiet)
+    floors = compare_floors(job, ("none", "graph"), 1, path, 32, quiet)
 
     assert [result.name for result in found.criteria] == ["l2", "random"]
     assert found.criteria[0] == first.criteria[0] and found.widths == first.widths
@@ -117,16 +117,18 @@ def test_a_comparison_goes_on_where_it_stopped(tmp_path: Path) -> None:
     done = {result.name for result in floors.floors} | set(floors.impossible)
     assert done == {"none", "graph"} and load_record(Comparison, path) == floors
     with pytest.raises(SystemExit, match="results of another calibration_images"):
-        compare_criteria(asked, ("l2",), 1, path, 16, quiet)
+        compare_criteria(job, ("l2",), 1, path, 16, quiet)
 
 
 def test_every_criterion_and_measure_has_a_cost() -> None:
     section = ModelSection(
-        name="benchmarks.networks:digits_resnet", arguments={"blocks": 1}, input_shape=(1, 16, 16)
+        name="benchmarks.networks:digits_resnet",
+        arguments={"blocks": 1, "width": 4},
+        input_shape=(1, 8, 8),
     )
     told: list[tuple[int, int]] = []
 
-    found = measure_costs(section, 20, 8, lambda done, total, text: told.append((done, total)))
+    found = measure_costs(section, 24, 2, lambda done, total, text: told.append((done, total)))
 
     assert len(found) == told[-1][0] == told[-1][1] and not any(cost.error for cost in found)
     assert {"gradients", "l2", "thinet", "effective", "removal loop"} <= {c.name for c in found}

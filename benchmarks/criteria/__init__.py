@@ -1,0 +1,1 @@
+"""Criteria and redundancy measures, held against one another and against chance."""
