@@ -131,7 +131,7 @@ def test_a_run_writes_everything_and_a_related_network_needs_few_builds(
     monkeypatch.setitem(NETWORKS, "deeper", TINY_DEEPER)
     path = tmp_path / "found.json"
     words = ["fidelity", "--network", "deeper", "--runtime", "fake", "--after", "tiny", "--plans"]
-    monkeypatch.setattr(sys, "argv", [*words, "2", "--json", str(path)])
+    monkeypatch.setattr(sys, "argv", [*words, "2", "--neighbour", "--json", str(path)])
 
     fidelity.main()
 
@@ -142,6 +142,9 @@ def test_a_run_writes_everything_and_a_related_network_needs_few_builds(
     assert found.worst_error_pct < 1.0 < found.macs.worst_error_pct
     for plan in found.plans:
         assert plan.predicted_ms == pytest.approx(plan.measured_ms, rel=0.01)
+    # The second sweep has no other network before it; the imagined device has no neighbours.
+    assert found.coverage is not None and found.coverage.entries_covered_pct > 99
+    assert (found.coverage.beside_variants, found.coverage.noticed_variants) == (6, 0)
     body = json.loads(path.read_text())
     assert {"table_seconds", "median_error_pct", "isolated", "macs"} <= body.keys()
     assert "multiply-adds" in capsys.readouterr().out

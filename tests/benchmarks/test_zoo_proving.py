@@ -87,6 +87,33 @@ def test_what_float32_may_differ_by_is_too_much_in_float64() -> None:
     assert holds("float32") and not holds("float64")
 
 
+def test_an_engine_that_only_the_runtimes_optimisations_change_holds_and_says_so(
+    monkeypatch,
+) -> None:
+    deliver = proving._deliver
+
+    def careless(model: onnx.ModelProto, image: torch.Tensor, *, optimized: bool = True) -> object:
+        return [out * (1.01 if optimized else 1) for out in deliver(model, image, optimized=False)]
+
+    monkeypatch.setattr(proving, "_deliver", careless)
+
+    evidence = prove(*_case("chain"))
+
+    assert evidence.ort_parity > 5e-3 and evidence.holds
+    assert "unpruned network: 1e-02" in evidence.note
+
+
+def test_an_engine_that_differs_in_any_case_does_not_hold(monkeypatch) -> None:
+    deliver = proving._deliver
+
+    def wrong(model: onnx.ModelProto, image: torch.Tensor, *, optimized: bool = True) -> object:
+        return [out * 1.01 for out in deliver(model, image, optimized=optimized)]
+
+    monkeypatch.setattr(proving, "_deliver", wrong)
+
+    assert not prove(*_case("chain")).holds
+
+
 def test_outputs_of_zeros_prove_nothing() -> None:
     with pytest.raises(ProofError, match="says nothing: the largest output is 0"):
         difference([torch.ones(2)], [torch.zeros(2)])
