@@ -1,6 +1,6 @@
 """Count how often `espalier bench` errs on this machine.
 
-    python -m benchmarks.gate --aa-runs 200 --runs 50 --budget 10s --json FILE    # about an hour
+    python -m benchmarks.gate --aa-runs 200 --runs 50 --budget 10s --json FILE   # 60 to 80 minutes
     python -m benchmarks.gate --aa-runs 6 --runs 2 --budget 2s                    # a trial
 
 Every run is kept in build/gate: the same command continues where it stopped, or was killed, and
