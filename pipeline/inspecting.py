@@ -1,7 +1,8 @@
 """What can be pruned in a network, and why the rest cannot: for `espalier inspect`."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hardware.carving import load_model
@@ -21,7 +22,7 @@ from pipeline.models import load_network
 from pipeline.needing import GRADIENTS, RESPONSES
 from pipeline.recipe import DataSection, ModelSection, Surgery, read_recipe
 from pipeline.records import Floor, Form
-from pipeline.redundancy import MEASURES
+from pipeline.redundancy import MEASURES, SCORES
 from pipeline.redundancy.whole import NetworkRedundancy, network_redundancy
 from pipeline.views import group_views
 
@@ -43,6 +44,7 @@ class Inspection:
     notes: tuple[str, ...] = ()  # what was decided to make an ONNX file's shapes static
     diagnosis: Diagnosis | None = None
     network: NetworkRedundancy | None = None
+    replaceable: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # per group
 
 
 class InspectionSummary(Record):
@@ -146,6 +148,10 @@ def inspect_model(
         form=subject.form,
         floors=tuple(MEASURES[redundancy](view) for view in views),
         diagnosis=diagnose(views, CRITERIA, seen) if batches is not None else None,
+        replaceable={
+            view.name: tuple(round(value, 4) for value in SCORES[redundancy](view).tolist())
+            for view in views
+        },
         network=network_redundancy(views) if batches is not None and views else None,
     )
 
@@ -168,6 +174,7 @@ def summarize(inspection: Inspection) -> InspectionSummary:
                 "floor": floors[group.name].floor if group.name in floors else group.width,
                 "redundancy": floors[group.name].score if group.name in floors else None,
                 "redundancy_of_random": floors[group.name].null if group.name in floors else None,
+                "replaceable": list(inspection.replaceable.get(group.name, ())),
                 "layers": list(group.producers),
                 "frozen": group.frozen,
                 "mixes": group.mixes,

@@ -145,7 +145,11 @@ def target_share(job: Job) -> float:
 def shape(job: Job, place: Workspace, name: str, share: float, stages: Stages) -> Shaped:
     """Return the network after all rounds of planning, pruning and fine-tuning.
 
-    With several rounds, the latency falls by the same factor in each.
+    With several rounds, the latency falls by the same factor in each: first the widths of all
+    layers are chosen, then the filters within them; after fine-tuning, floors, saliency and damage
+    are estimated anew. That is the hierarchical schedule of Zhou et al., "A Hierarchical Pruning
+    Algorithm by Effective Filters", 2022, arXiv:2206.03596 (its order is in a summary; the steps of
+    latency, and an exact choice of the widths, are ours).
     """
     rounds, form = job.recipe.plan.rounds, job.subject.form.taken
     current, keep = job.subject.network, everything(job.subject)

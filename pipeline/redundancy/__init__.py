@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 
+from torch import Tensor
+
 from pipeline.needing import GRADIENTS, RESPONSES
 from pipeline.records import Floor, GroupView
-from pipeline.redundancy import effective, graph, none, responses
+from pipeline.redundancy import effective, graph, none, responses, scores
 
 MEASURES: Mapping[str, Callable[[GroupView], Floor]] = {
     "graph": graph.structural,
@@ -16,6 +18,18 @@ MEASURES: Mapping[str, Callable[[GroupView], Floor]] = {
     "feature_rank": responses.feature_rank,
     "none": none.no_floor,
 }
+
+SCORES: Mapping[str, Callable[[GroupView], Tensor]] = {
+    "graph": scores.by_weights,
+    "graph_fixed": scores.by_weights,
+    "effective": scores.by_gradients,
+    "effective_threshold": scores.by_gradients,
+    "effective_entropy": scores.by_gradients,
+    "functionality": scores.by_likeness,
+    "feature_rank": scores.by_responses,
+    "none": scores.unknown,
+}
+"""Of every measure, how well the other filters of a group replace each one: 1 = entirely."""
 
 NEEDS: Mapping[str, str] = {
     "effective": GRADIENTS,

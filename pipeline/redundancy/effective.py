@@ -129,7 +129,7 @@ def maximum_compression(views: Sequence[GroupView]) -> dict[str, Compression]:
     width = sum(view.width for view in views)
     kept, drawn = torch.zeros(len(COUNTS)), torch.zeros(RESAMPLES, len(COUNTS))
     for view in views:
-        products = _products(view)
+        products = products_of(view)
         kept += _counts(products.sum(dim=0)).clamp_min(1)
         drawn += _resampled(products).clamp_min(1)
     bounds = (1 - drawn / width).quantile(torch.tensor(MIDDLE), dim=0)
@@ -144,7 +144,7 @@ def maximum_compression(views: Sequence[GroupView]) -> dict[str, Compression]:
 
 
 def _floor(group: GroupView, count: str) -> Floor:
-    products = _products(group)
+    products = products_of(group)
     found = effective_filters(products.sum(dim=0))
     drawn = _resampled(products)[:, COUNTS.index(count)]
     low, high = drawn.quantile(torch.tensor(MIDDLE)).tolist()
@@ -163,7 +163,7 @@ def _floor(group: GroupView, count: str) -> Floor:
     )
 
 
-def _products(group: GroupView) -> Tensor:
+def products_of(group: GroupView) -> Tensor:
     """Return `(batches, width, width)` products of gradient rows, coupled layers side by side.
 
     Raises:

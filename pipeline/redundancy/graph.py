@@ -81,7 +81,7 @@ def structural(group: GroupView, neighbours: float = NULL_NEIGHBOURS) -> Floor:
     Raises:
         PipelineError: no layer with learned filters produces the group.
     """
-    filters = _filters_of(group)
+    filters = filters_of(group)
     threshold = calibrated_cosine(group.width, tuple(f.shape[1] for f in filters), neighbours)
     return _floor(group, filters, threshold, f"calibrated to {neighbours:g} random neighbours")
 
@@ -100,7 +100,7 @@ def structural_fixed(group: GroupView, gamma: float = 0.023) -> Floor:
     Returns:
         As `structural`.
     """
-    filters = _filters_of(group)
+    filters = filters_of(group)
     fan_in = sum(f.shape[1] for f in filters)
     return _floor(group, filters, 1 - gamma**2 * fan_in / 2, f"fixed at {gamma:g} * sqrt(fan-in)")
 
@@ -160,7 +160,7 @@ def neighbours_of(group: GroupView, neighbours: float = NULL_NEIGHBOURS) -> Tens
     Raises:
         PipelineError: no layer with learned filters produces the group.
     """
-    filters = _filters_of(group)
+    filters = filters_of(group)
     threshold = calibrated_cosine(group.width, tuple(f.shape[1] for f in filters), neighbours)
     return (unit_cosines(filters) >= threshold - ROUNDING).fill_diagonal_(True)
 
@@ -182,7 +182,12 @@ def unit_cosines(filters: Sequence[Tensor]) -> Tensor:
     return total / len(filters)
 
 
-def _filters_of(group: GroupView) -> tuple[Tensor, ...]:
+def filters_of(group: GroupView) -> tuple[Tensor, ...]:
+    """Return the group's filters, one tensor `(width, fan-in)` per layer; never empty.
+
+    Raises:
+        PipelineError: no layer with learned filters produces the group.
+    """
     if not group.filters:
         raise PipelineError(
             f"Group {group.name} has no learned filters, so its redundancy cannot be measured. "

@@ -198,6 +198,7 @@ def test_inspect_prints_json_that_parses():
 
     assert body["prunable_channel_share"] == body["form"]["class_share"] > 0.9
     assert {group["name"] for group in body["groups"]} >= {"layer1.0.conv1"}
+    assert all(len(g["replaceable"]) in (0, g["width"]) for g in body["groups"])
 
 
 def test_inspect_compares_criteria_on_images(tmp_path):
