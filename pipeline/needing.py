@@ -10,6 +10,7 @@ from pipeline.records import GroupView, Responses
 
 GRADIENTS = "gradients"
 RESPONSES = "responses"
+PATTERNS = "patterns"
 
 
 def responses_of(group: GroupView, who: str) -> tuple[Responses, ...]:
@@ -30,6 +31,22 @@ def responses_of(group: GroupView, who: str) -> tuple[Responses, ...]:
             "as l2 and graph."
         )
     return group.responses
+
+
+def patterns_of(group: GroupView, who: str) -> Tensor:
+    """Return what the units of a group look for, `(width, values of an image)`.
+
+    Raises:
+        PipelineError: the view was made without patterns, or nothing that makes the group can be
+            watched.
+    """
+    if group.patterns is None:
+        raise PipelineError(
+            f"{who} needs patterns, and the view of group {group.name} has none: they were not "
+            "asked for, or no batch norm, convolution or linear layer that runs as a module makes "
+            "the group. Choose a measure that needs weights only, as graph."
+        )
+    return group.patterns
 
 
 def gradients_of(

@@ -65,6 +65,7 @@ class GroupView:
     gate_gradients: tuple[Tensor, ...] = ()  # (batches, width) of a factor on what a reader reads
     biases: tuple[Tensor, ...] = ()  # (width,) of the layers that produce it, mean per unit
     responses: tuple[Responses, ...] = ()  # one per layer that reads the group, where asked for
+    patterns: Tensor | None = None  # (width, values of an image) what units look for, likewise
 
 
 class Floor(Record):

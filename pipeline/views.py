@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from hardware.channels import ChannelMap, Group, ParameterSlice
 from pipeline.errors import PipelineError
 from pipeline.evaluating import evaluating
 from pipeline.losses import classification_loss
-from pipeline.needing import GRADIENTS, RESPONSES
+from pipeline.maximising import collect_patterns
+from pipeline.needing import GRADIENTS, PATTERNS, RESPONSES
 from pipeline.records import GroupView, Network, Responses
 from pipeline.responding import collect_responses
 
@@ -38,6 +40,7 @@ def group_views(
         needs: what to collect on the images. `gradients`: of the mean cross entropy of every
             batch, taken in eval mode; memory: one copy of the viewed parameters per batch.
             `responses`: what the layers that read a group receive; see `collect_responses`.
+            `patterns`: what units look for, without images; see `collect_patterns`.
 
     Returns:
         One view per prunable group, in the order of the channel map; float32 on the CPU.
@@ -57,8 +60,14 @@ def group_views(
     responses = (
         collect_responses(network.module, channels, batches or ()) if RESPONSES in wanted else {}
     )
+    patterns: Mapping[str, Tensor] = {}
+    if PATTERNS in needs:
+        patterns = collect_patterns(network.module, channels, network.input_shape)
     return tuple(
-        _view(group, tensors, gradients, responses.get(group.name, ()))
+        replace(
+            _view(group, tensors, gradients, responses.get(group.name, ())),
+            patterns=patterns.get(group.name),
+        )
         for group in channels.prunable
     )
 

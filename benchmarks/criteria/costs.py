@@ -28,7 +28,8 @@ def measure_costs(
     """Return the seconds of collecting, and then of every criterion and measure, on all groups.
 
     The images are noise: what is measured is time. What is collected once serves all criteria
-    that need it, so it is listed by itself.
+    that need it, so it is listed by itself. Patterns are not collected: on a network of large
+    images that takes hours, and the measure that needs them is listed as not to be had.
     """
     network = load_network(section)
     channels = find_groups(export_graph(network))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from pipeline.needing import GRADIENTS, RESPONSES
+from pipeline.needing import GRADIENTS, PATTERNS, RESPONSES
 from pipeline.records import Floor, GroupView
 from pipeline.redundancy import effective, graph, none, responses, scores
 
@@ -15,6 +15,7 @@ MEASURES: Mapping[str, Callable[[GroupView], Floor]] = {
     "effective_threshold": effective.by_threshold,
     "effective_entropy": effective.by_entropy,
     "functionality": responses.functionality,
+    "functionality_maximised": responses.functionality_maximised,
     "feature_rank": responses.feature_rank,
     "none": none.no_floor,
 }
@@ -26,6 +27,7 @@ SCORES: Mapping[str, Callable[[GroupView], Tensor]] = {
     "effective_threshold": scores.by_gradients,
     "effective_entropy": scores.by_gradients,
     "functionality": scores.by_likeness,
+    "functionality_maximised": scores.by_patterns,
     "feature_rank": scores.by_responses,
     "none": scores.unknown,
 }
@@ -36,6 +38,7 @@ NEEDS: Mapping[str, str] = {
     "effective_threshold": GRADIENTS,
     "effective_entropy": GRADIENTS,
     "functionality": RESPONSES,
+    "functionality_maximised": PATTERNS,
     "feature_rank": RESPONSES,
 }
 """What a view must hold besides weights, for the measures that need calibration images."""

@@ -7,7 +7,7 @@ from scipy.cluster import hierarchy
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.needing import correlations, is_lively, responses_of
+from pipeline.needing import correlations, is_lively, patterns_of, responses_of
 from pipeline.records import Floor, GroupView
 
 ALIKE = 0.9  # least correlation of two filters of one function
@@ -37,7 +37,8 @@ def functionality(group: GroupView, alike: float = ALIKE) -> Floor:
         Qin, Yu, Liu, Chen, "Functionality-Oriented Convolutional Filter Pruning", BMVC 2019,
         arXiv:1810.07322. Status: that repetitive filters are those of the same preference, and
         that none of the functions may be lost, is in the abstract; the paper finds preferences by
-        activation maximisation. Correlation in its place, linkage and threshold are ours.
+        activation maximisation, as `functionality_maximised` does. Correlation in its place,
+        linkage and threshold are ours.
     """
     found = responses_of(group, "Measure functionality")
     lively = torch.stack([is_lively(one) for one in found]).any(dim=0)
@@ -55,6 +56,43 @@ def functionality(group: GroupView, alike: float = ALIKE) -> Floor:
         detail=(
             f"{len(sizes)} functions of {group.width} filters (correlation {alike:g} within), the "
             f"largest shared by {max(sizes, default=0)}; {int((~lively).sum())} never change"
+        ),
+    )
+
+
+def functionality_maximised(group: GroupView, alike: float = ALIKE) -> Floor:
+    """Return the floor of a group by how many different things its filters look for.
+
+    As `functionality`, with the patterns of activation maximisation in place of responses: two
+    filters look for the same where the cosine of their patterns is `alike` or more.
+
+    Args:
+        group: with patterns.
+        alike: least cosine within a function.
+
+    Returns:
+        floor = number of functions, at least 1; score = width / floor, 1 = no two filters alike.
+
+    Raises:
+        PipelineError: the view has no patterns.
+
+    Reference:
+        As `functionality`; see `collect_patterns`. Status: clustering by patterns is in the
+        abstract's terms; linkage and threshold are ours.
+    """
+    patterns = patterns_of(group, "Measure functionality_maximised")
+    lively = patterns.any(dim=1)
+    directions = torch.nn.functional.normalize(patterns[lively], dim=1)
+    sizes = _cluster_sizes(directions @ directions.T, alike)
+    floor = max(1, len(sizes))
+    return Floor(
+        group=group.name,
+        width=group.width,
+        floor=floor,
+        score=group.width / floor,
+        detail=(
+            f"{len(sizes)} patterns of {group.width} filters (cosine {alike:g} within), the "
+            f"largest shared by {max(sizes, default=0)}; {int((~lively).sum())} look for nothing"
         ),
     )
 

@@ -7,7 +7,7 @@ filters by other scores, or not at all.
 import torch
 from torch import Tensor
 
-from pipeline.needing import correlations, is_lively, responses_of
+from pipeline.needing import correlations, is_lively, patterns_of, responses_of
 from pipeline.records import GroupView
 from pipeline.redundancy.effective import products_of
 from pipeline.redundancy.graph import filters_of, unit_cosines
@@ -56,6 +56,20 @@ def by_likeness(group: GroupView) -> Tensor:
     lively = torch.stack([is_lively(one) for one in found]).any(dim=0)
     mean = torch.stack([correlations(one) for one in found]).mean(dim=0)
     return torch.where(lively, _nearest(mean), 1.0)
+
+
+def by_patterns(group: GroupView) -> Tensor:
+    """Score each filter by the cosine of its pattern with the nearest other one.
+
+    Returns:
+        `(width,)`, 0..1: 1 where another one looks for the same, or where it looks for nothing.
+
+    Raises:
+        PipelineError: the view has no patterns.
+    """
+    patterns = patterns_of(group, "Measure functionality_maximised")
+    directions = torch.nn.functional.normalize(patterns, dim=1)
+    return torch.where(patterns.any(dim=1), _nearest(directions @ directions.T), 1.0)
 
 
 def by_responses(group: GroupView) -> Tensor:

@@ -35,6 +35,7 @@ def view(directions: Tensor) -> GroupView:
         norm_shifts=(),
         filter_gradients=(directions.repeat(2, 1, 1),),
         responses=(seen(basis @ directions.T),),
+        patterns=directions,
     )
 
 
@@ -67,6 +68,7 @@ def test_a_combination_of_others_is_spanned_though_none_is_alike() -> None:
     group = view(filters)
 
     assert SCORES["graph"](group).tolist() == pytest.approx([0.5] * 5, abs=1e-5)
+    assert SCORES["functionality_maximised"](group).tolist() == pytest.approx([0.5] * 5, abs=1e-5)
     assert SCORES["functionality"](group).tolist() == pytest.approx([0.5] * 5, abs=1e-4)
     for name in ("effective", "feature_rank"):  # any of the five is a combination of the rest
         assert SCORES[name](group).tolist() == pytest.approx([1] * 5, abs=1e-4)
