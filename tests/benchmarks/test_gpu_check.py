@@ -1,19 +1,30 @@
 """The check of a GPU runs anywhere, and names what it could not do."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from benchmarks import gpu_check
 from benchmarks.gpu_check import Findings, attempt, main
 from hardware.errors import BuildError
+from hardware.layers import layers_of
 from hardware.runtimes import RUNTIMES
 from hardware.runtimes.cuda import gpu_absent
 from hardware.storing import load_record
+from tests.hardware.templates import residual
+from tests.hardware.test_bundles import CANDIDATES
 
 pytest.importorskip("onnxruntime")
 
 
 @pytest.mark.skipif(gpu_absent() is None, reason="there is a GPU here: run it by hand")
-def test_without_a_gpu_everything_is_named_with_its_reason(tmp_path, capsys):
-    code = main(["--network", "resnet20", "--json", str(tmp_path / "gpu.json")])
+def test_without_a_gpu_everything_is_named_with_its_reason(tmp_path, capsys, monkeypatch):
+    template, channels = residual()
+    layers = layers_of(template, channels)
+    subject = SimpleNamespace(template=template, channels=channels, layers=layers)
+    monkeypatch.setattr(gpu_check, "subject_of", lambda name: (subject, CANDIDATES))
+
+    code = main(["--json", str(tmp_path / "gpu.json")])
 
     found = {f.name: f for f in load_record(Findings, tmp_path / "gpu.json").findings}
     assert code == 0

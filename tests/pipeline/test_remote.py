@@ -7,9 +7,11 @@ import yaml
 from typer.testing import CliRunner
 
 from hardware.bundles import read_bundle
-from hardware.errors import MissingLatencyError, StorageError
+from hardware.errors import MissingLatencyError
 from hardware.remote import measure_bundle
+from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
+from hardware.runtimes.trt import TensorRt
 from hardware.tables import load_table
 from pipeline.cli import app
 from pipeline.errors import RecipeError
@@ -38,7 +40,7 @@ def far_table(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("device")
     path = folder / "table.json"
     runtime = FakeRuntime(us_per_mac=2e-4)
-    table = measure_bundle(read_bundle(bundle), runtime, path, lock=folder / "lock")
+    table = measure_bundle(read_bundle(bundle), runtime, path, builds=10, lock=folder / "lock")
     key = table.key.model_copy(update={"device": "Far board", "fingerprint": "f", "folder": FAR})
     table.model_copy(update={"key": key}).save(path)
     return path
@@ -88,29 +90,14 @@ def test_a_device_without_a_table_is_named_with_those_that_have_one(host):
         make_plan(away(host, device="oak-board-123456"))
 
 
-def test_a_table_of_another_recipe_is_refused(far_table, tmp_path):
-    other = recipe(
-        tmp_path,
-        model={
-            "name": "benchmarks.networks:digits_resnet",
-            "arguments": {"blocks": 2},
-            "input_shape": [1, 16, 16],
-        },
-    )
-
-    with pytest.raises(StorageError, match="not measured from this recipe's bundle"):
-        import_table(other, far_table, quiet)
-
-
 def espalier(*words: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
     return result.exit_code, " ".join(result.output.split())
 
 
-def test_the_commands_lead_from_a_bundle_to_a_plan(far_table, tmp_path):
+def test_the_commands_lead_from_a_bundle_to_a_plan(far_table, host, tmp_path):
     path = tmp_path / "recipe.yaml"
-    body = recipe(tmp_path).model_dump(mode="json")
-    path.write_text(yaml.safe_dump(body))
+    path.write_text(yaml.safe_dump(recipe(host).model_dump(mode="json")))
 
     code, said = espalier("profile", path, "--bundle", tmp_path / "bundle.zip")
     assert code == 0, said
@@ -128,6 +115,18 @@ def test_the_commands_lead_from_a_bundle_to_a_plan(far_table, tmp_path):
     code, said = espalier("compress", path, "--set", f"target.device={FAR}")
     assert code == 2
     assert "has to be measured there" in said
+
+
+def test_the_networks_engine_is_built_for_two_gpus_that_are_not_here(bundle):
+    runtimes = [TensorRt(capability=chip, package="tensorrt_rtx") for chip in ("8.9", "12.0")]
+    if (missing := runtimes[0].missing()) is not None:
+        pytest.skip(missing)
+    template = read_bundle(bundle).template
+
+    first, second = (runtime.build(template, EngineSettings()) for runtime in runtimes)
+
+    assert first.plan != second.plan
+    assert dict(first.inputs) == {"input": (1, 1, 16, 16)}
 
 
 def test_options_that_contradict_one_another_are_refused(tmp_path):
