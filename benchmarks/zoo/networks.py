@@ -97,6 +97,7 @@ SIZES = {  # what they take, where that is more
     "timm:inception_v3": 96,
     "timm:inception_v4": 96,
     "timm:inception_resnet_v2": 96,
+    "timm:bat_resnext26ts": 256,
     "timm:botnet26t_256": 256,
     "timm:halonet26t": 256,
     "timm:coatnet_pico_rw_224": 224,
