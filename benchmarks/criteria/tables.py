@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from scipy import stats
+
 from benchmarks.criteria.records import Comparison, Cost, Result
 
-SURE = 2.0  # standard errors of a difference, from which on it counts
+LEVEL = 0.05  # of all comparisons with one control together
 SLOW_S = 120.0
 
 
@@ -44,10 +46,27 @@ def summaries(results: Sequence[Result]) -> list[Summary]:
     return sorted(found, key=lambda one: -one.after)
 
 
-def apart(one: Summary, other: Summary) -> bool | None:
-    """Tell whether two means differ by more than noise; None where seeds are too few to tell."""
-    error = math.sqrt(one.spread**2 / one.seeds + other.spread**2 / other.seeds)
-    return None if math.isnan(error) else abs(one.after - other.after) > SURE * error
+def p_value(one: Summary, other: Summary) -> float:
+    """Return the p-value of Welch's test of two means; nan where seeds are too few to tell."""
+    if math.isnan(one.spread) or math.isnan(other.spread):
+        return math.nan
+    if one.spread == other.spread == 0:
+        return float(one.after == other.after)
+    found = stats.ttest_ind_from_stats(
+        one.after, one.spread, one.seeds, other.after, other.spread, other.seeds, equal_var=False
+    )
+    return float(found.pvalue)
+
+
+def differing(found: Sequence[Summary], control: Summary) -> set[str]:
+    """Return the names whose means differ from the control's, by Holm's rule at `LEVEL` in all."""
+    ordered = sorted((p_value(one, control), one.name) for one in found if one is not control)
+    sure = set()
+    for place, (value, name) in enumerate(ordered):
+        if value > LEVEL / (len(ordered) - place):
+            break
+        sure.add(name)
+    return sure
 
 
 def verdict(found: Sequence[Summary], control: str) -> str:
@@ -55,26 +74,30 @@ def verdict(found: Sequence[Summary], control: str) -> str:
     by_name = {one.name: one for one in found}
     if control not in by_name or len(found) < 2:
         return f"There is nothing to hold against {control} yet."
-    others = [one for one in found if one.name != control]
-    told = {one.name: apart(one, by_name[control]) for one in others}
-    if None in told.values():
+    if any(math.isnan(one.spread) for one in found):
         return "One seed does not tell noise from difference."
-    better = [o.name for o in others if told[o.name] and o.after > by_name[control].after]
-    worse = [o.name for o in others if told[o.name] and o.after < by_name[control].after]
-    alike = [o.name for o in others if not told[o.name]]
+    held = by_name[control]
+    sure = differing(found, held)
+    others = [one for one in found if one is not held]
     parts = [
         f"{text}: {', '.join(names)}."
         for text, names in (
-            (f"Better than {control} by more than noise", better),
-            (f"Worse than {control} by more than noise", worse),
-            (f"Within noise of {control}", alike),
+            (
+                f"Better than {control}",
+                [o.name for o in others if o.name in sure and o.after > held.after],
+            ),
+            (
+                f"Worse than {control}",
+                [o.name for o in others if o.name in sure and o.after < held.after],
+            ),
+            (f"Within noise of {control}", [o.name for o in others if o.name not in sure]),
         )
         if names
     ]
-    best = found[0]
-    level = [one.name for one in found[1:] if not apart(best, one)]
+    level = {one.name for one in found[1:]} - differing(found, found[0])
     if level:
-        parts.append(f"The best mean, {best.name}, is within noise of {', '.join(level)}.")
+        names = [one.name for one in found if one.name in level]
+        parts.append(f"The best mean, {found[0].name}, is within noise of {', '.join(names)}.")
     return " ".join(parts)
 
 
@@ -87,7 +110,7 @@ def report(found: Comparison) -> str:
         "",
         f"{setting['model']['name']} {setting['model']['arguments']}, full network {baseline}; "
         f"{setting['finetune']['epochs']} epochs of fine-tuning; accuracies on the test images. "
-        f"A difference counts from {SURE:g} standard errors on.",
+        f"Within noise: Welch's test, {100 * LEVEL:g} % over all comparisons together (Holm).",
         "",
     ]
     if found.criteria:

@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks.criteria.comparing import chosen, compare_criteria, compare_floors
 from benchmarks.criteria.costs import measure_costs
 from benchmarks.criteria.records import Comparison, Cost, Result
-from benchmarks.criteria.tables import cost_report, report, summaries, verdict
+from benchmarks.criteria.tables import cost_report, p_value, report, summaries, verdict
 from hardware.storing import load_record
 from pipeline.recipe import ModelSection, Recipe
 from pipeline.records import GroupView
@@ -39,14 +39,24 @@ def test_a_summary_has_the_mean_and_the_spread_over_seeds() -> None:
     assert (first.name, first.after) == ("high", 5) and math.isnan(first.spread)
 
 
-def test_a_difference_counts_from_two_standard_errors_on() -> None:
-    # Standard errors of 1 / sqrt(3) each: of the difference 0.816, twice that is 1.63.
+def test_a_difference_counts_where_welch_s_test_is_sure() -> None:
+    # Spreads of 1, three seeds each: t = 4 / sqrt(2 / 3) = 4.9 on 4 degrees, p = 0.008; of 1.5
+    # it is 1.8 and p = 0.14.
     near = summaries([*results("l2", 90, 91, 92), *results("random", 88.5, 89.5, 90.5)])
-    far = summaries([*results("l2", 90, 91, 92), *results("random", 88, 89, 90)])
+    far = summaries([*results("l2", 90, 91, 92), *results("random", 86, 87, 88)])
 
-    assert "Within noise of random: l2" in verdict(near, "random")
-    assert "Better than random by more than noise: l2" in verdict(far, "random")
+    assert verdict(near, "random").startswith("Within noise of random: l2.")
+    assert verdict(far, "random") == "Better than random: l2."
+    assert p_value(*far) == pytest.approx(0.008, abs=5e-4)
     assert "One seed" in verdict(summaries([*results("l2", 9), *results("random", 8)]), "random")
+
+
+def test_many_comparisons_need_more_to_be_sure() -> None:
+    many = [*results("l2", 90, 91, 92), *results("random", 86, 87, 88)]
+    for number in range(8):  # nine comparisons: 0.008 is no longer below 0.05 / 9
+        many += results(f"c{number}", 86, 87, 88)
+
+    assert "Better" not in verdict(summaries(many), "random")
 
 
 def test_the_report_names_what_cannot_be_planned() -> None:
