@@ -1,4 +1,4 @@
-"""The commands that need no torch: what a device runs. Only here and in `bench_cli` is printed."""
+"""What a device runs, without torch: its commands. Only this file and the `*_cli` ones print."""
 
 import typer
 from rich.console import Console

@@ -28,8 +28,8 @@ class RecipeFirst(TyperGroup):
 tables = typer.Typer(
     cls=RecipeFirst,
     no_args_is_help=True,
-    help="Measure a recipe's network into a latency table (`espalier profile RECIPE`), and look "
-    "at tables.",
+    help="Measure a recipe's network into a latency table (`espalier profile RECIPE`; its options: "
+    "`espalier profile run --help`), and look at tables.",
 )
 TablePath = Annotated[Path, typer.Argument(help="A table: profiles/DEVICE/SETTING.json")]
 
