@@ -116,7 +116,9 @@ def maximum_compression(views: Sequence[GroupView]) -> dict[str, Compression]:
     """Return how much of a network may go before groups lose effective filters, by each count.
 
     All groups are resampled with the same batches, so that what batches share does not average
-    out: the interval is that of the network.
+    out: the interval is that of the network. A resample has fewer different batches, so it sees
+    fewer effective filters: where the interval begins at the share itself, more images would lower
+    both.
 
     Args:
         views: of every group, with gradients of several batches.
@@ -136,8 +138,8 @@ def maximum_compression(views: Sequence[GroupView]) -> dict[str, Compression]:
     return {
         count: Compression(
             share=1 - float(kept[place]) / width,
-            low=float(bounds[0, place]),
-            high=float(bounds[1, place]),
+            low=min(float(bounds[0, place]), 1 - float(kept[place]) / width),
+            high=max(float(bounds[1, place]), 1 - float(kept[place]) / width),
         )
         for place, count in enumerate(COUNTS)
     }
@@ -149,6 +151,7 @@ def _floor(group: GroupView, count: str) -> Floor:
     drawn = _resampled(products)[:, COUNTS.index(count)]
     low, high = drawn.quantile(torch.tensor(MIDDLE)).tolist()
     effective = max(1.0, getattr(found, count))
+    low, high = min(low, effective), max(high, effective)  # resamples see fewer batches
     return Floor(
         group=group.name,
         width=group.width,
