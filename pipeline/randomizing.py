@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pipeline.narrowing import named_tensors
@@ -17,9 +18,10 @@ def randomised(network: Network, seed: int = 0) -> nn.Module:
     """Return a float64 CPU copy of a network's module with random parameters, evaluation mode.
 
     Trained parameters hide mistakes of surgery (a shift that is zero, two filters that are alike),
-    so every parameter and every norm statistic is drawn anew. Then each convolution and linear
-    layer is scaled, in the order in which they run, so that its output has unit variance on a
-    random batch: activations neither vanish nor explode in networks of any depth.
+    so every parameter and every norm statistic is drawn anew. Then each convolution, linear layer
+    and batch norm is scaled, in the order in which they run, so that its output has unit variance
+    on a random batch: activations neither vanish nor explode in networks of any depth. The batch
+    norms matter where weights are computed, as those of experts that are mixed image by image.
 
     Args:
         network: stays as it is.
@@ -41,6 +43,8 @@ def randomised(network: Network, seed: int = 0) -> nn.Module:
                 _normal(tensor, generator).div_(fan_ins[id(tensor)] ** 0.5)
             elif name.endswith(("running_mean", "bias")):
                 _normal(tensor, generator).mul_(0.3)
+            elif sum(extent > 1 for extent in tensor.shape) > 1:  # a weight of a layer of its own
+                _normal(tensor, generator).div_((tensor.numel() / tensor.shape[0]) ** 0.5)
             elif name.endswith("running_var") or id(tensor) in parameters:
                 tensor.uniform_(0.5, 1.5, generator=generator)
         _scale(module, network.example(batch=2).double())
@@ -72,7 +76,7 @@ def _scale(module: nn.Module, batch: Tensor) -> None:
     scaled: set[int] = set()
 
     def hook(layer: nn.Module, _: object, output: object) -> Tensor | None:
-        assert isinstance(layer, (_ConvNd, nn.Linear))
+        assert isinstance(layer, (_ConvNd, nn.Linear, _BatchNorm))
         if not isinstance(output, Tensor) or id(layer.weight) in scaled:
             return None
         scaled.add(id(layer.weight))
@@ -84,8 +88,9 @@ def _scale(module: nn.Module, batch: Tensor) -> None:
             layer.bias.div_(size)
         return output / size
 
+    norms = [n for n in module.modules() if isinstance(n, _BatchNorm) and n.affine]
     unhook: list[Callable[[], None]] = [
-        layer.register_forward_hook(hook).remove for layer in _scalable(module)
+        layer.register_forward_hook(hook).remove for layer in [*_scalable(module), *norms]
     ]
     try:
         module(batch)

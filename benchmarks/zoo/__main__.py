@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.zoo import networks
 from benchmarks.zoo.isolating import run_module
-from benchmarks.zoo.records import CRASHED, Entry, Peer, Zoo, summarize
+from benchmarks.zoo.records import CRASHED, WRONG, Entry, Peer, Zoo, summarize
 from benchmarks.zoo.tables import to_markdown
 from hardware.errors import HardwareError
 from hardware.storing import load_record, save_record, write_whole
@@ -79,8 +79,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--timeout", type=float, default=120, help="processor seconds per network and tool"
     )
-    parser.add_argument("--memory", type=float, default=8, help="GiB per process")
-    parser.add_argument("--retry", action="store_true", help="run again what crashed or timed out")
+    parser.add_argument("--memory", type=float, default=10, help="GiB per process")
+    parser.add_argument("--retry", action="store_true", help="run again what crashed or was wrong")
     parser.add_argument("--torch-pruning", action="store_true", help="run Torch-Pruning as well")
     parser.add_argument(
         "--class-share", action="store_true", help="what the class form can prune; slow"
@@ -115,7 +115,7 @@ def _is_open(entry: Entry | None, options: argparse.Namespace) -> bool:
 
 def _needs_own(entry: Entry | None, options: argparse.Namespace) -> bool:
     """Return whether the network must be analysed, for the first time or again."""
-    if entry is None or (options.retry and entry.status in CRASHED):
+    if entry is None or (options.retry and entry.status in (*CRASHED, WRONG)):
         return True
     return options.class_share and entry.class_share is None and entry.status not in CRASHED
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.zoo.networks import NOTES, build
 from benchmarks.zoo.proving import prove
-from benchmarks.zoo.records import Entry
+from benchmarks.zoo.records import WRONG, Entry
 from hardware.carving import carve
 from hardware.channels import ChannelMap
 from hardware.graphs import shapes
@@ -31,7 +31,7 @@ def measure(name: str, with_class: bool) -> Entry:
     try:
         entry = _measure(build(name), name, with_class)
     except ProofError as error:
-        entry = Entry(name=name, status="wrong proof", detail=str(error))
+        entry = Entry(name=name, status=WRONG, detail=str(error))
     except Exception as error:  # whatever breaks is what the zoo is there to show
         entry = Entry(name=name, status="failed", detail=f"{type(error).__name__}: {error}"[:500])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -50,7 +50,7 @@ def _measure(network: Network, name: str, with_class: bool) -> Entry:
     share = conv_share(graph, channels)
     return Entry(
         name=name,
-        status="wrong proof" if not evidence.holds else "ok" if share else "not prunable",
+        status=WRONG if not evidence.holds else "ok" if share else "not prunable",
         detail=evidence.note or NOTES.get(name, ""),
         seconds=seconds,
         nodes=len(graph.graph.node),

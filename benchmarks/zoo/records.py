@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from hardware.storing import Record
 
 CRASHED = ("failed", "timeout", "memory")
+WRONG = "wrong proof"
 
 
 class Peer(Record):
@@ -73,7 +74,7 @@ def summarize(entries: tuple[Entry, ...]) -> Summary | None:
     return Summary(
         networks=len(entries),
         crashed=sum(entry.status in CRASHED for entry in entries),
-        wrong_proofs=sum(entry.status == "wrong proof" for entry in entries),
+        wrong_proofs=sum(entry.status == WRONG for entry in entries),
         prunable_pct=100 * sum(entry.status == "ok" for entry in entries) / len(entries),
         mean_prunable_share=sum(entry.prunable_share for entry in entries if entry.status == "ok")
         / len(entries),

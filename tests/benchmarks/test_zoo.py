@@ -117,8 +117,9 @@ def test_what_the_file_holds_is_not_run_again(tmp_path, monkeypatch, capsys) -> 
     assert f"**1 of {len(names())}**" in page.read_text()
 
 
-def test_what_crashed_is_run_again_when_asked() -> None:
-    crashed = Entry(name="a", status="timeout")
+@pytest.mark.parametrize("status", ["timeout", "wrong proof"])
+def test_what_crashed_or_was_wrong_is_run_again_when_asked(status) -> None:
+    crashed = Entry(name="a", status=status)
     options = argparse.Namespace(retry=True, class_share=False, torch_pruning=False)
 
     assert zoo._is_open(crashed, options)
