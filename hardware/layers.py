@@ -170,7 +170,9 @@ class _Reading:
         if node.op_type == "Transpose" or not node.output:
             return before
         old, new = self.shapes.get(inputs[0], ()), self.shapes.get(node.output[0], ())
-        return before.scaled(_channels(old), _channels(new)) if old != new else before
+        if old == new or _is_split(old, new) or _is_split(new, old):
+            return before
+        return before.scaled(_channels(old), _channels(new))
 
     def _product(self, node: onnx.NodeProto, value: str, before: _Content) -> _Draft:
         """Return the draft of a convolution, Gemm or MatMul."""
@@ -293,6 +295,11 @@ def _static_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
 
 def _channels(shape: Shape) -> int:
     return shape[1] if len(shape) > 1 else 1
+
+
+def _is_split(whole: Shape, parts: Shape) -> bool:
+    """Return whether the channel axis of one shape is two axes of the other, as in a shuffle."""
+    return len(parts) == len(whole) + 1 and whole[1:] == (parts[1] * parts[2], *parts[3:])
 
 
 def _groups(node: onnx.NodeProto) -> int:

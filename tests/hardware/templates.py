@@ -114,6 +114,19 @@ def joined(size: int = 8):
     return b.finish(value)
 
 
+def shuffled(size: int = 8):
+    """Convolution, channel shuffle by two, a depthwise convolution that nothing may narrow."""
+    b = Builder(size)
+    value = b.conv("input", "point", (None, 3), ("wide", 16), kernel=1)
+    for name, shape in {"apart": (1, 2, 8, size, size), "together": (1, 16, size, size)}.items():
+        b.weights.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}.shape"))
+        value = b.add("Reshape", [value, f"{name}.shape"], name)
+        if name == "apart":
+            value = b.add("Transpose", [value], "swap", perm=[0, 2, 1, 3, 4])
+    weight, bias = b.weight("depth.weight", 16, 1, 3, 3), b.weight("depth.bias", 16)
+    return b.finish(b.add("Conv", [value, weight, bias], "depth", group=16, pads=[1] * 4))
+
+
 def depthwise(size: int = 8):
     """Pointwise, depthwise, squeeze-and-excite's multiplication, flatten into a Gemm."""
     b = Builder(size)

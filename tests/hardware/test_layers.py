@@ -86,6 +86,14 @@ def test_depthwise_layers_stay_depthwise_and_flattened_units_own_many_positions(
     assert layers["excite"].nodes == ("excite", "gate")
 
 
+def test_a_shuffle_keeps_count_of_the_channels():
+    layers = by_name(*templates.shuffled())
+
+    for name in ("swap", "depth"):
+        assert (layers[name].key.in_channels, layers[name].key.out_channels) == (16, 16)
+        assert layers[name].out_parts == {"wide": 1}
+
+
 def test_macs_are_those_of_the_definition():
     layers = layers_of(*templates.residual(size=16, blocks=1))
 
