@@ -28,7 +28,8 @@ def collect_patterns(
     larger response at the centre of the unit's map, so that two units that look for the same have
     the same pattern at the same place. A pattern is what was added to the noise; a unit that no
     change of the image moves has a pattern of zeros. Watched is the group's first batch norm, or
-    else the first convolution or linear layer that makes it; a group with neither is left out.
+    else the first convolution or linear layer that makes it; a group with neither, or whose layer
+    is not called as a module, is left out.
 
     Costs `STEPS` passes forward and back per unit, up to the layer: minutes for networks of small
     images, hours for ImageNet's.
@@ -54,6 +55,8 @@ def collect_patterns(
             if place is None:
                 continue
             layer, positions = place
+            if _respond(module, layer, start) is None:
+                continue  # its parameters are used, but not by calling it
             parts = [
                 _climb(module, layer, positions[begin : begin + CHUNK], start)
                 for begin in range(0, group.width, CHUNK)
@@ -83,18 +86,21 @@ def _climb(module: nn.Module, layer: nn.Module, positions: Tensor, start: Tensor
     for _ in range(STEPS):
         images = images.detach().requires_grad_(True)
         response = _respond(module, layer, images)
-        maps = response.reshape(*response.shape[:2], -1) if response.ndim < 4 else response
-        if maps.ndim == 4:
-            maps = maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2, None]
-        [slope] = torch.autograd.grad(maps[rows, positions, 0].sum(), images)
+        assert response is not None  # it has run before
+        while response.ndim > 2:  # the centre of the map, or the middle token
+            response = response.select(2, response.shape[2] // 2)
+        [slope] = torch.autograd.grad(response[rows, positions].sum(), images)
         lengths = slope.flatten(1).norm(dim=1).reshape(-1, *[1] * (slope.ndim - 1))
         steps = slope / lengths.clamp_min(torch.finfo(slope.dtype).tiny)
         images = images + STEP * start.norm() * steps
     return (images - start).detach()
 
 
-def _respond(module: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
-    """Return what a layer gives in its first run; the network stops there."""
+def _respond(module: nn.Module, layer: nn.Module, images: Tensor) -> Tensor | None:
+    """Return what a layer gives in its first run, `(n, channels, ...)`; the network stops there.
+
+    None where the layer is never called.
+    """
     seen: list[Tensor] = []
 
     def stop(_: nn.Module, __: object, output: Tensor) -> None:
@@ -109,4 +115,6 @@ def _respond(module: nn.Module, layer: nn.Module, images: Tensor) -> Tensor:
         pass
     finally:
         handle.remove()
-    return seen[0]
+    if not seen:
+        return None
+    return seen[0].movedim(-1, 1) if isinstance(layer, nn.Linear) else seen[0]

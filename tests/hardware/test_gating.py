@@ -303,7 +303,9 @@ def test_every_session_is_in_the_history_and_on_its_page(engines):
 
 
 CHILD = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from hardware import benching, gating
 from pathlib import Path
 lock = Path(sys.argv.pop(1))

@@ -182,7 +182,9 @@ def test_a_target_that_cannot_be_met_says_what_can(tmp_path):
 
 
 def test_a_runtime_that_does_not_exist_is_named_with_those_that_do(tmp_path):
-    with pytest.raises(RuntimeMissingError, match=r"Unknown runtime 'npu'\. Known: fake, ort, ov"):
+    with pytest.raises(
+        RuntimeMissingError, match=r"Unknown runtime 'npu'\. Known: fake, ort, .*ov"
+    ):
         compress(recipe(tmp_path, target={"runtime": "npu", "latency_ratio": 0.5}))
 
 

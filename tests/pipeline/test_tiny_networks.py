@@ -11,8 +11,10 @@ from pipeline.criteria import CRITERIA, NEEDS
 from pipeline.errors import PipelineError
 from pipeline.losses import classification_loss
 from pipeline.masking import masked
+from pipeline.needing import GRADIENTS, PATTERNS, RESPONSES
 from pipeline.planning import candidate_widths
 from pipeline.ranking import most_salient
+from pipeline.recalibrating import following, observing
 from pipeline.records import GroupView, Network
 from pipeline.redundancy import MEASURES
 from pipeline.sensitivity import measure_damage
@@ -54,7 +56,7 @@ def views(maps: dict[str, ChannelMap]) -> dict[str, tuple[GroupView, ...]]:
     networks = {name: network_of(name) for name in ONE_OUTPUT}
     return {
         name: group_views(
-            network, maps[name], batches_of(network.module), needs=("gradients", "responses")
+            network, maps[name], batches_of(network.module), needs=(GRADIENTS, RESPONSES, PATTERNS)
         )
         for name, network in networks.items()
     }
@@ -81,6 +83,10 @@ def test_every_criterion_scores_every_group(views, maps, name, criterion) -> Non
 @pytest.mark.parametrize("name", ONE_OUTPUT)
 def test_every_measure_gives_every_group_a_floor(views, name, measure) -> None:
     for view in views[name]:
+        if measure == "functionality_maximised" and view.patterns is None:
+            with pytest.raises(PipelineError, match="runs as a module"):
+                MEASURES[measure](view)
+            continue
         floor = MEASURES[measure](view)
 
         assert floor.group == view.name and 1 <= floor.floor <= floor.width == view.width
@@ -96,9 +102,17 @@ def test_damage_is_that_of_the_masked_network(maps, name, monkeypatch) -> None:
 
     damage = measure_damage(network, channels, saliency, candidates, batches)
 
+    moments = []
+    for images, _ in batches:
+        with torch.no_grad(), observing(module) as seen:
+            module(images)
+        moments.append(dict(seen))
+
     def loss() -> float:
-        with torch.no_grad():
-            sums = [float(classification_loss(module(x), y, "sum")) for x, y in batches]
+        sums = []
+        for (images, labels), before in zip(batches, moments, strict=True):
+            with torch.no_grad(), following(module, before):
+                sums.append(float(classification_loss(module(images), labels, "sum")))
         return sum(sums) / sum(len(y) for _, y in batches)
 
     full = loss()
