@@ -14,6 +14,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from hardware import predicting, sweeping
+from hardware.carving import carve
 from hardware.channels import ChannelMap
 from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.storing import Record
@@ -27,6 +28,7 @@ from pipeline.recipe import PlanSection, Recipe
 from pipeline.records import Floor, Plan
 from pipeline.redundancy.removing import removals
 from pipeline.sensitivity import measure_damage
+from pipeline.verifying import LOADS, time_engines
 from pipeline.views import group_views
 
 log = logging.getLogger(__name__)
@@ -194,8 +196,9 @@ def fit_plan(
     """Return the best plan whose measured latency meets the target.
 
     Plans, measures the planned network as a whole and layer by layer, and plans again with what
-    was measured, until a plan rests on measured entries only, meets the target, and uses at least
-    97 % of it; or, after `rounds_of_measuring` turns, the most valuable measured plan that does.
+    was measured, until a plan rests on measured entries only, meets the target when timed as
+    thoroughly as a delivered engine, and uses at least 97 % of it; or, after
+    `rounds_of_measuring` turns, the most valuable measured plan that does.
 
     Args:
         subject: the network to narrow.
@@ -221,6 +224,9 @@ def fit_plan(
             if best is None:
                 raise
             break
+        if done.measured_ms <= target_ms:  # worth a closer look: training for it takes long
+            measured_ms = _confirmed(subject, plan, bench) * plan.baseline_ms
+            done = done.model_copy(update={"measured_ms": measured_ms})
         loop.append(done)
         progress(turn, recipe.plan.rounds_of_measuring, _told(done, target_ms))
         used = done.measured_ms / target_ms
@@ -305,6 +311,20 @@ def _measure(
     table.save(bench.path)
     # Both were timed in turns, so their ratio is free of the machine's drift.
     return table, variant.end_to_end.median_ms / variant.anchor_ms
+
+
+def _confirmed(subject: Subject, plan: Plan, bench: Bench) -> float:
+    """Return the planned network's share of the latency, timed as the delivered one will be.
+
+    A plan is chosen because its one measurement was low, so that is low by chance as a rule.
+    """
+    narrowed = carve(subject.template, subject.channels, plan.keep)
+    baselines, delivered = (
+        [bench.runtime.build(model, bench.settings) for _ in range(LOADS)]
+        for model in (subject.template, narrowed)
+    )
+    timing = time_engines(baselines, delivered)
+    return timing.delivered.median_ms / timing.baseline.median_ms
 
 
 def _told(turn: Round, target_ms: float) -> str:

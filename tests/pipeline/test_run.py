@@ -13,6 +13,7 @@ import torch
 
 from hardware.errors import RuntimeMissingError
 from hardware.storing import load_record
+from pipeline import targeting
 from pipeline.errors import PlanError
 from pipeline.graphform import GraphForm
 from pipeline.manifest import Manifest
@@ -186,6 +187,22 @@ def test_a_runtime_that_does_not_exist_is_named_with_those_that_do(tmp_path):
         RuntimeMissingError, match=r"Unknown runtime 'npu'\. Known: fake, ort, .*ov"
     ):
         compress(recipe(tmp_path, target={"runtime": "npu", "latency_ratio": 0.5}))
+
+
+def test_a_plan_that_was_fast_by_chance_is_not_trained_for(tmp_path, monkeypatch):
+    confirmed, plans = targeting._confirmed, []
+
+    def slower_than_seen(subject, plan, bench):
+        plans.append(plan)
+        return confirmed(subject, plan, bench) * (1.05 if plan.keep == plans[0].keep else 1)
+
+    monkeypatch.setattr(targeting, "_confirmed", slower_than_seen)
+
+    fitted = make_plan(recipe(tmp_path))
+
+    assert len(plans) > 1 and fitted.plan.keep != plans[0].keep
+    measured = [turn.measured_ms for turn in fitted.loop]
+    assert min(measured) <= fitted.plan.target_ms < measured[0]
 
 
 def test_profile_makes_a_table_that_a_second_call_reuses(tmp_path):
