@@ -1,6 +1,7 @@
 """Redundancy by what filters respond to: filters of one function, and the rank of responses."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from scipy.cluster import hierarchy
@@ -47,17 +48,9 @@ def functionality(group: GroupView, alike: float = ALIKE) -> Floor:
     summed = torch.stack([correlations(one) for one in found]).sum(dim=0)
     mean = summed / seen.sum(dim=0).clamp_min(1)
     sizes = _cluster_sizes(mean[lively][:, lively], alike)
-    floor = max(1, len(sizes))
-    return Floor(
-        group=group.name,
-        width=group.width,
-        floor=floor,
-        score=group.width / floor,
-        detail=(
-            f"{len(sizes)} functions of {group.width} filters (correlation {alike:g} within), the "
-            f"largest shared by {max(sizes, default=0)}; {int((~lively).sum())} never change"
-        ),
-    )
+    dead = int((~lively).sum())
+    what = f"functions of {group.width} filters (correlation {alike:g} within)"
+    return _by_clusters(group, sizes, what, f"{dead} never change")
 
 
 def functionality_maximised(group: GroupView, alike: float = ALIKE) -> Floor:
@@ -84,17 +77,9 @@ def functionality_maximised(group: GroupView, alike: float = ALIKE) -> Floor:
     lively = patterns.any(dim=1)
     directions = torch.nn.functional.normalize(patterns[lively], dim=1)
     sizes = _cluster_sizes(directions @ directions.T, alike)
-    floor = max(1, len(sizes))
-    return Floor(
-        group=group.name,
-        width=group.width,
-        floor=floor,
-        score=group.width / floor,
-        detail=(
-            f"{len(sizes)} patterns of {group.width} filters (cosine {alike:g} within), the "
-            f"largest shared by {max(sizes, default=0)}; {int((~lively).sum())} look for nothing"
-        ),
-    )
+    dead = int((~lively).sum())
+    what = f"patterns of {group.width} filters (cosine {alike:g} within)"
+    return _by_clusters(group, sizes, what, f"{dead} look for nothing")
 
 
 def feature_rank(group: GroupView, energy: float = ENERGY) -> Floor:
@@ -156,6 +141,18 @@ def similarity(first: Tensor, second: Tensor) -> float:
     shared = float((one.T @ other).square().sum())
     scale = math.sqrt(float((one.T @ one).square().sum() * (other.T @ other).square().sum()))
     return shared / scale if scale else 0.0
+
+
+def _by_clusters(group: GroupView, sizes: Sequence[int], what: str, rest: str) -> Floor:
+    """Return the floor that keeps one filter per cluster."""
+    floor = max(1, len(sizes))
+    return Floor(
+        group=group.name,
+        width=group.width,
+        floor=floor,
+        score=group.width / floor,
+        detail=f"{len(sizes)} {what}, the largest shared by {max(sizes, default=0)}; {rest}",
+    )
 
 
 def _cluster_sizes(alikeness: Tensor, least: float) -> list[int]:

@@ -102,8 +102,10 @@ def test_junit_of_a_bench_without_a_baseline_has_a_case():
 
 @given(st.text(), st.text())
 def test_no_name_and_no_reason_breaks_the_xml(name, reason):
-    validated(junit(outcome(Verdict.REGRESSION, path=name)))
-    validated(junit_refused([name], reason, "2026-01-02T03:04:05+00:00"))
+    failed = validated(junit(outcome(Verdict.REGRESSION, path=name)))
+    refused = validated(junit_refused([name], reason, "2026-01-02T03:04:05+00:00"))
+
+    assert len(failed.findall("testcase/failure")) == len(refused.findall("testcase/error")) == 1
 
 
 def test_junit_of_what_is_not_comparable_is_an_error():

@@ -1,13 +1,13 @@
-"""Channel maps written by hand, so that tests of surgery do not rest on the channel analysis."""
+"""Channel maps and responses written by hand, so that tests do not rest on what finds them."""
 
 import random
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.networks import ResNet
 from hardware.channels import Branch, ChannelMap, Group, ParameterSlice
-from pipeline.records import Network
+from pipeline.records import Network, Responses
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -90,3 +90,17 @@ def largest_difference(first: nn.Module, second: nn.Module, batch: torch.Tensor)
     with torch.no_grad():
         one, other = first(batch), second(batch)
     return float((one - other).abs().max() / other.abs().max())
+
+
+def seen(values: Tensor) -> Responses:
+    """Return responses `(rows, width)` as if they were all that a reader saw."""
+    return Responses(
+        reader="conv2",
+        active=(values > 0).float().mean(dim=0),
+        magnitude=values.abs().mean(dim=0),
+        pooled=values,
+        map_ranks=torch.ones(values.shape[1]),
+        covariance=values.T.cov(correction=0),
+        contributions=values.T @ values,
+        rows=len(values),
+    )

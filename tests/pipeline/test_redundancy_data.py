@@ -12,6 +12,7 @@ from pipeline.redundancy import MEASURES, NEEDS
 from pipeline.redundancy.effective import effective_filters, maximum_compression
 from pipeline.redundancy.responses import functionality, similarity
 from pipeline.redundancy.whole import network_redundancy
+from tests.pipeline.maps import seen
 
 EFFECTIVE = ["effective", "effective_threshold", "effective_entropy"]
 
@@ -28,20 +29,6 @@ def view(*gradients: Tensor, name: str = "conv1", seen: tuple[Responses, ...] = 
         norm_shifts=(),
         filter_gradients=gradients,
         responses=seen,
-    )
-
-
-def seen(values: Tensor) -> Responses:
-    """Return responses `(rows, width)` as if they were all that a reader saw."""
-    return Responses(
-        reader="conv2",
-        active=(values > 0).float().mean(dim=0),
-        magnitude=values.abs().mean(dim=0),
-        pooled=values,
-        map_ranks=torch.ones(values.shape[1]),
-        covariance=values.T.cov(correction=0),
-        contributions=values.T @ values,
-        rows=len(values),
     )
 
 

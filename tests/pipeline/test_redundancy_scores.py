@@ -2,24 +2,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.records import GroupView, Responses
+from pipeline.records import GroupView
 from pipeline.redundancy import MEASURES, SCORES
+from tests.pipeline.maps import seen
 
 MEASURED = [name for name in MEASURES if name != "none"]
-
-
-def seen(values: Tensor) -> Responses:
-    """Return responses `(rows, width)` as if they were all that a reader saw."""
-    return Responses(
-        reader="next",
-        active=(values > 0).float().mean(dim=0),
-        magnitude=values.abs().mean(dim=0),
-        pooled=values,
-        map_ranks=torch.ones(values.shape[1]),
-        covariance=values.T.cov(correction=0),
-        contributions=values.T @ values,
-        rows=len(values),
-    )
 
 
 def view(directions: Tensor) -> GroupView:
