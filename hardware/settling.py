@@ -80,14 +80,14 @@ def fold_constants(model: onnx.ModelProto) -> None:
     }
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     remaining: list[NodeProto] = []
-    folded: set[str] = set()
+    folded: list[str] = []  # in the order of the graph: files do not depend on chance
     for node in model.graph.node:
         result = _constant_result(node, values, known_shapes, types, opsets)
         if result is None:
             remaining.append(node)
             continue
         values.update(result)
-        folded.update(result)
+        folded.extend(result)
     if not folded:
         return
     nodes = [NodeProto.FromString(node.SerializeToString()) for node in remaining]

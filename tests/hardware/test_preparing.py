@@ -96,3 +96,24 @@ def test_what_the_older_exporter_writes_is_prepared() -> None:
     assert notes == ("batch batch of input input fixed to 1",)
     (output,) = prepared.graph.output
     assert [dim.dim_value for dim in output.type.tensor_type.shape.dim] == [1, 144]
+
+
+def test_what_is_folded_stands_in_the_order_of_the_graph() -> None:
+    # In the order of a set of names, one network would be another file in every process, and a
+    # table of it would not be found again.
+    names = [f"extent_{index}" for index in range(8)]
+    nodes = [helper.make_node("Shape", ["input"], [name]) for name in names]
+    nodes.append(helper.make_node("Concat", ["input_size", *names], ["output"], axis=0))
+    graph = helper.make_graph(
+        nodes,
+        "shapes",
+        [
+            helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3]),
+            helper.make_tensor_value_info("input_size", TensorProto.INT64, [1]),
+        ],
+        [helper.make_tensor_value_info("output", TensorProto.INT64, [17])],
+    )
+    settled, _ = prepare(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    )
+    assert [tensor.name for tensor in settled.graph.initializer] == names
