@@ -25,22 +25,24 @@ log = logging.getLogger(__name__)
 
 # Of one variant: the table's precision comes from many variants, not from many samples of one.
 PROTOCOL = Protocol(
-    warmup_s=0.3, min_samples=10, max_samples=100, max_seconds=0.8, relative_width=0.01
+    warmup_s=0.3, min_samples=10, max_samples=100, max_seconds=1.5, relative_width=0.02
 )
 PROFILE_S = 0.3  # of profiling per variant
 PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
-# A variant whose median is known worse than this (relative width of its interval), whose nodes add
-# up otherwise than those of the variants before it, or beside which the full network took this
-# much longer than usual, was disturbed and is measured again at once.
-STEADY_WIDTH = 0.05
+# A variant whose ratio to the full network is known worse than this (relative width of its
+# interval), whose nodes add up otherwise than those of the variants before it, or beside which the
+# full network took this much longer than usual, was disturbed and is measured again at once.
+STEADY_WIDTH = 0.1
 STEADY_ADDITIVITY = 0.05
 STEADY_PACE = 0.2
 MOST_PASSES = 3
 CROWDED_PASSES = 2  # a neighbour that stays is waited for elsewhere
 LEAST_TO_EXPECT = 6  # variants before additivity and pace are held against those before
 # Two engines of one model differ by up to 3 % for as long as they live (where their memory lies):
-# what everything is compared to is timed on several of them in turns.
+# what everything is compared to is timed on several of them in turns, and one of these is loaded
+# anew after so many variants.
 ANCHORS = 3
+ANCHOR_AGE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,11 @@ class Take:
     series: Series
     times: tuple[NodeTime, ...]
     disturbance: Disturbance
+
+    @property
+    def relative_width(self) -> float:
+        """Width of the interval of the variant's ratio to the full network, relative."""
+        return ratio(self.series, self.anchor).relative_width
 
 
 class Stand:
@@ -69,6 +76,7 @@ class Stand:
         self.runtime, self.settings, self.protocol = runtime, settings, protocol
         self.digest = digest_of(template)
         self.anchors = [runtime.build(template, settings) for _ in range(ANCHORS)]
+        self.measured = 0
 
     def measure(
         self, widths: Mapping[str, int], table: LatencyTable, engines: int = 1, purpose: str = ""
@@ -88,11 +96,13 @@ class Stand:
         widths = complete_widths(self.channels, widths)
         model = carve(self.template, self.channels, keep_first(self.channels, widths))
         plain = [self.runtime.build(model, self.settings) for _ in range(engines)]
+        self._renew_anchor()
         profiled = self.runtime.build(model, self.settings, profile=True)
         usual = Usual(table, self.digest)
-        takes = [self._take(plain, profiled, seed=len(table.variants))]
+        takes = [self._take(plain, profiled, self.protocol, seed=len(table.variants))]
+        warm = replace(self.protocol, warmup_s=0.0)
         while len(takes) < MOST_PASSES and _is_disturbed(takes, usual):
-            takes.append(self._take(plain, profiled, seed=len(takes)))
+            takes.append(self._take(plain, profiled, warm, seed=len(takes)))
         best = min(takes, key=_disorder)
         latency, times = best.series.latency, _median_times(_calmest(takes))
         found = attribute(times, owners_of(model, self.layers), self.layers, widths)
@@ -114,13 +124,22 @@ class Stand:
         log.debug("%s: %.3f ms, additivity %.3f", widths, latency.median_ms, variant.additivity)
         return variant, tuple(key for key, _ in found)
 
-    def _take(self, plain: Sequence[Engine], profiled: Engine, seed: int) -> Take:
+    def _renew_anchor(self) -> None:
+        """Load the oldest of the full network's engines anew, every few variants."""
+        self.measured += 1
+        if self.measured % ANCHOR_AGE == 0:
+            # Built before the old one goes, so that it does not get the same memory.
+            self.anchors = [*self.anchors[1:], self.runtime.build(self.template, self.settings)]
+
+    def _take(
+        self, plain: Sequence[Engine], profiled: Engine, protocol: Protocol, seed: int
+    ) -> Take:
         """Time a variant once, with the full network in turns, then node by node."""
         feeds = plain[0].random_feeds()
         before = self.runtime.counters()
         anchor, series = time_together(
             [_timers(self.anchors, feeds), _timers(plain, feeds)],
-            self.protocol,
+            protocol,
             seed=seed,
             foreign_s=lambda: self.runtime.counters().foreign_s,
         )
@@ -178,12 +197,12 @@ def _is_disturbed(takes: Sequence[Take], usual: Usual) -> bool:
     if best.disturbance.is_crowded:
         return len(takes) < CROWDED_PASSES
     sum_us = sum(time.time_us for time in _median_times(_calmest(takes)))
-    return best.series.interval.relative_width > STEADY_WIDTH or usual.is_off(best, sum_us)
+    return best.relative_width > STEADY_WIDTH or usual.is_off(best, sum_us)
 
 
 def _disorder(take: Take) -> tuple[bool, float]:
     """Return what is least in the take to be believed."""
-    return take.disturbance.is_crowded, take.series.interval.relative_width
+    return take.disturbance.is_crowded, take.relative_width
 
 
 def _calmest(takes: Sequence[Take]) -> Sequence[Take]:

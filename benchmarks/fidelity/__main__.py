@@ -5,8 +5,9 @@
     python -m benchmarks.fidelity --network resnet56 --runtime ort --repeat
 
 The table is built from nothing in a temporary folder. Every plan is then measured end to end, in
-turns with the full network. Sums of layers timed alone and multiply-adds predict the same plans in
-the same run. Keep the machine quiet meanwhile: what others did is recorded.
+turns with the full network, in three passes over all plans. Sums of layers timed alone and
+multiply-adds predict the same plans in the same run; how well one pass predicts another says what
+the machine allows. Keep the machine quiet meanwhile: what others did is recorded.
 """
 
 import argparse
@@ -78,6 +79,7 @@ def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Resu
         isolated_scaled=errors_of([scale * plan.isolated_ms for plan in times], measured),
         isolated_builds=len(isolated.known_ms),
         macs=errors_of([plan.macs_ms for plan in times], measured),
+        repeated=errors_of(*zip(*((p.passes_ms[0], p.passes_ms[-1]) for p in times), strict=True)),
         full_ms=swept.table.anchors_ms[digest],
         second_run=SecondRun(builds=again.builds, seconds=round(again.seconds, 2)),
         after=after,
@@ -102,6 +104,7 @@ def show(found: Result, console: Console) -> None:
         ("layers alone, added", alone, found.isolated),
         ("the same, scaled to the full network", alone, found.isolated_scaled),
         ("multiply-adds times a constant", "0", found.macs),
+        ("the plan itself, measured before", "", found.repeated),
     ):
         numbers = [f"{getattr(errors, field):.2f}" for field in Errors.model_fields]
         table.add_row(name, builds, *numbers)

@@ -26,9 +26,12 @@ from pipeline.analysing import Subject
 Progress = Callable[[int, int, str], None]
 
 BESIDE = range(4, 10)  # variants beside which a neighbour spins, where one is asked for
-ENGINES = 3  # of every plan: two engines of one model differ by up to 3 %
+# Every plan is measured at so many moments, minutes apart, each time with engines loaded anew: two
+# engines of one model differ by 3 % and more, and what else the hardware does hits small networks
+# otherwise than large ones, for minutes.
+PASSES = 3
 PROTOCOL = Protocol(
-    warmup_s=0.2, min_samples=18, max_samples=150, max_seconds=1.5, relative_width=0.005
+    warmup_s=0.2, min_samples=10, max_samples=100, max_seconds=0.6, relative_width=0.005
 )
 
 
@@ -116,45 +119,50 @@ def measure_plans(
     """Return what each plan was predicted to take and took, the full network beside every one.
 
     The first is the full network itself. All times are at the table's pace: what is measured now
-    is divided by how much slower than in the table the full network is now.
+    is divided by how much slower than in the table the full network is now. What a plan took is
+    the median of several passes over all plans.
     """
     runtime, settings = setting.runtime, setting.settings
-    digest = digest_of(subject.template)
-    anchor_ms = table.anchors_ms[digest]
-    anchors = [runtime.build(subject.template, settings) for _ in range(ANCHORS)]
+    anchor_ms = table.anchors_ms[digest_of(subject.template)]
     whole = complete_widths(subject.channels, {})
     ms_per_mac = anchor_ms / macs_of(subject.layers, whole)
-    found = []
-    for number, (name, widths) in enumerate([("full", whole), *plans]):
-        model = carve(subject.template, subject.channels, keep_first(subject.channels, widths))
-        engines = [runtime.build(model, settings) for _ in range(ENGINES)]
-        feeds = engines[0].random_feeds()
-        beside, series = time_together(
-            [[e.timer(feeds) for e in anchors], [e.timer(feeds) for e in engines]],
-            PROTOCOL,
-            seed=number,
-            foreign_s=lambda: runtime.counters().foreign_s,
-        )
-        macs = macs_of(subject.layers, widths)
-        drift = beside.latency.median_ms / anchor_ms
-        found.append(
-            PlanTimes(
-                name=name,
-                widths=widths,
-                predicted_ms=predict_plan_ms(table, subject.layers, widths),
-                measured_ms=ratio(series, beside).estimate * anchor_ms,
-                isolated_ms=isolated.sum_ms(subject.layers, widths, drift),
-                macs_ms=ms_per_mac * macs,
-                macs=macs,
+    named = [("full", whole), *plans]
+    alone_ms: dict[int, float] = {}
+    passes_ms: list[list[float]] = [[] for _ in named]
+    for turn in range(PASSES):
+        anchors = [runtime.build(subject.template, settings) for _ in range(ANCHORS)]
+        for number, (name, widths) in enumerate(named):
+            model = carve(subject.template, subject.channels, keep_first(subject.channels, widths))
+            engine = runtime.build(model, settings)
+            feeds = engine.random_feeds()
+            beside, series = time_together(
+                [[e.timer(feeds) for e in anchors], engine.timer(feeds)],
+                PROTOCOL,
+                seed=turn * len(named) + number,
+                foreign_s=lambda: runtime.counters().foreign_s,
             )
+            passes_ms[number].append(ratio(series, beside).estimate * anchor_ms)
+            if not turn:
+                drift = beside.latency.median_ms / anchor_ms
+                alone_ms[number] = isolated.sum_ms(subject.layers, widths, drift)
+            progress(
+                turn * len(named) + number + 1,
+                PASSES * len(named),
+                f"{name}: measured {passes_ms[number][-1]:.4g} ms",
+            )
+    return [
+        PlanTimes(
+            name=name,
+            widths=widths,
+            predicted_ms=predict_plan_ms(table, subject.layers, widths),
+            measured_ms=float(np.median(passes_ms[number])),
+            passes_ms=tuple(passes_ms[number]),
+            isolated_ms=alone_ms[number],
+            macs_ms=ms_per_mac * macs_of(subject.layers, widths),
+            macs=macs_of(subject.layers, widths),
         )
-        last = found[-1]
-        progress(
-            number + 1,
-            len(plans) + 1,
-            f"{name}: predicted {last.predicted_ms:.4g}, measured {last.measured_ms:.4g} ms",
-        )
-    return found
+        for number, (name, widths) in enumerate(named)
+    ]
 
 
 def coverage_of(first: LatencyTable, again: Swept, digest: str) -> Coverage:

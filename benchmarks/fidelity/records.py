@@ -24,7 +24,8 @@ class PlanTimes(Record):
     name: str  # "random", or the share of all groups
     widths: Mapping[str, int]
     predicted_ms: float
-    measured_ms: float
+    measured_ms: float  # median of the passes
+    passes_ms: tuple[float, ...]  # each with engines loaded anew, minutes apart
     isolated_ms: float  # sum of layers that were timed alone
     macs_ms: float  # multiply-adds times a constant
     macs: int
@@ -68,6 +69,7 @@ class Result(Record):
     isolated_scaled: Errors  # the same sums, times what makes the full network right
     isolated_builds: int
     macs: Errors  # the constant is the full network's
+    repeated: Errors  # the first pass as a prediction of the last: what no table can beat
     full_ms: float  # the full network, at the table's pace
     second_run: SecondRun
     after: Mapping[str, int] = {}  # networks measured before into the same table, and their builds

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from benchmarks.fidelity import __main__ as fidelity
 from benchmarks.fidelity.isolated import IsolatedTable, layer_model
-from benchmarks.fidelity.measuring import Swept, coverage_of
+from benchmarks.fidelity.measuring import PASSES, Swept, coverage_of
 from benchmarks.fidelity.records import Result, errors_of
 from benchmarks.fidelity.subjects import NETWORKS, held_out
 from hardware.keys import LayerKey, macs_of
@@ -146,7 +146,8 @@ def test_a_run_writes_everything_and_a_related_network_needs_few_builds(
     assert found.coverage is not None and found.coverage.entries_covered_pct > 99
     assert (found.coverage.beside_variants, found.coverage.noticed_variants) == (6, 0)
     body = json.loads(path.read_text())
-    assert {"table_seconds", "median_error_pct", "isolated", "macs"} <= body.keys()
+    assert {"table_seconds", "median_error_pct", "isolated", "macs", "repeated"} <= body.keys()
+    assert all(len(plan["passes_ms"]) == PASSES for plan in body["plans"])
     assert "multiply-adds" in capsys.readouterr().out
 
 
@@ -155,8 +156,9 @@ def test_a_disturbed_run_says_so() -> None:
     errors = errors_of([1.0], [1.0])
     found = Result.model_construct(
         **errors.model_dump(), network="n", runtime="fake", threads=1, builds=3, isolated=errors,
-        isolated_scaled=errors, isolated_builds=1, macs=errors, table_seconds=1.0, coverage=None,
-        second_run=fidelity.SecondRun(builds=0, seconds=0.1), after={}, crowded_variants=2,
+        isolated_scaled=errors, isolated_builds=1, macs=errors, repeated=errors, coverage=None,
+        table_seconds=1.0, second_run=fidelity.SecondRun(builds=0, seconds=0.1), after={},
+        crowded_variants=2,
         disturbance=fidelity.between(
             fidelity.get_runtime("fake").counters(), fidelity.get_runtime("fake").counters()
         ),
