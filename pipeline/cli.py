@@ -157,11 +157,17 @@ def profile(
 def inspect(
     model: Annotated[
         str,
-        typer.Argument(help="timm:NAME, torchvision:NAME, package.module:factory, or FILE.onnx"),
+        typer.Argument(
+            help="timm:NAME, torchvision:NAME, package.module:factory, FILE.onnx, or RECIPE.yaml"
+        ),
     ],
     input_shape: Annotated[
-        str, typer.Option(help="One image: channels,height,width")
-    ] = "3,224,224",
+        str | None,
+        typer.Option(
+            help="One image: channels,height,width; a recipe has its own",
+            show_default="3,224,224",
+        ),
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="safetensors file")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page as well")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables")] = False,
@@ -170,29 +176,37 @@ def inspect(
     ] = False,
     data: Annotated[
         str | None,
-        typer.Option(help="digits, a folder of images, or a recipe whose data section is taken"),
+        typer.Option(
+            help="digits, a folder of images, or a recipe whose data section is taken",
+            show_default="MODEL's, where that is a recipe",
+        ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Training images for --diagnose")] = 256,
     surgery: Annotated[
-        Literal["auto", "class", "graph"], typer.Option(help="The form to prune, as in a recipe")
-    ] = "auto",
+        Literal["auto", "class", "graph"] | None,
+        typer.Option(help="The form to prune, as in a recipe", show_default="auto"),
+    ] = None,
+    overrides: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
     """Show the pruning groups of a network, how redundant each is, and what is frozen and why."""
     with reported(verbose):
         from pipeline import wording
         from pipeline.diagnosis_tables import diagnosis_tables
-        from pipeline.errors import RecipeError
-        from pipeline.inspecting import diagnosed_data, inspect_model, summarize
+        from pipeline.inspecting import inspect_model, question_of, summarize
         from pipeline.reporting import write_inspection
         from pipeline.showing import frozen_table, groups_table
 
-        if diagnose != (data is not None):
-            raise RecipeError("--diagnose and --data SOURCE go together: give both, or none.")
-        section = diagnosed_data(data) if data is not None else None
-        found = inspect_model(
-            model, input_shape, weights, data=section, images=images, surgery=surgery
+        question = question_of(
+            model,
+            input_shape=input_shape,
+            weights=weights,
+            surgery=surgery,
+            diagnose=diagnose,
+            data=data,
+            overrides=tuple(overrides or ()),
         )
+        found = inspect_model(question, images=images)
         if html is not None:
             write_inspection(
                 found.channels,

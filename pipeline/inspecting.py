@@ -76,43 +76,92 @@ def parse_shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def diagnosed_data(source: str) -> DataSection:
-    """Return which images a diagnosis takes, in the small batches that gradients need.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is to be inspected."""
+
+    model: ModelSection
+    surgery: Surgery
+    data: DataSection | None = None  # to compare criteria on
+
+
+def question_of(
+    model: str,
+    *,
+    input_shape: str | None = None,
+    weights: Path | None = None,
+    surgery: Surgery | None = None,
+    diagnose: bool = False,
+    data: str | None = None,
+    overrides: tuple[str, ...] = (),
+) -> Question:
+    """Return what a command line asks for; a recipe brings its model, surgery and data sections.
 
     Args:
-        source: "digits", a folder of images, or a recipe, whose data section is taken.
+        model: timm:NAME, torchvision:NAME, package.module:factory, an ONNX file, or a recipe.
+        input_shape: "channels,height,width"; None: 3,224,224, or the recipe's.
+        weights: a safetensors file.
+        surgery: the form that is looked at; None: the recipe's, or auto.
+        diagnose: whether criteria are compared on images.
+        data: "digits", a folder of images, or a recipe, whose data section is taken.
+        overrides: `key.sub=value`, of the recipe.
 
     Raises:
-        RecipeError: the recipe cannot be read.
+        RecipeError: the recipe cannot be read, or what is given contradicts itself.
     """
-    if source.endswith((".yaml", ".yml")):
-        section = read_recipe(Path(source)).data
-    else:
-        section = DataSection(source=source)
+    if data is not None and not diagnose:
+        raise RecipeError("--data is for --diagnose: give both, or none.")
+    if not _is_recipe(model):
+        if overrides:
+            raise RecipeError(f"--set changes a recipe, and {model} is none.")
+        if diagnose and data is None:
+            raise RecipeError("--diagnose needs images: --data digits, a folder, or a recipe.")
+        return Question(
+            model=ModelSection(
+                name=model, weights=weights, input_shape=parse_shape(input_shape or "3,224,224")
+            ),
+            surgery=surgery or "auto",
+            data=_diagnosed(data) if data is not None else None,
+        )
+    if input_shape is not None or weights is not None:
+        raise RecipeError(
+            f"{model} is a recipe and names its own weights and input shape; for others, "
+            "--set model.weights=FILE, --set model.input_shape=[3,224,224]."
+        )
+    recipe = read_recipe(Path(model), overrides)
+    images = _in_small_batches(recipe.data) if data is None else _diagnosed(data)
+    return Question(
+        model=recipe.model,
+        surgery=surgery or recipe.surgery,
+        data=images if diagnose else None,
+    )
+
+
+def _is_recipe(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _diagnosed(source: str) -> DataSection:
+    """Return the images that a name stands for, as a diagnosis takes them."""
+    is_recipe = _is_recipe(source)
+    section = read_recipe(Path(source)).data if is_recipe else DataSection(source=source)
+    return _in_small_batches(section)
+
+
+def _in_small_batches(section: DataSection) -> DataSection:
+    """Return the images in the small batches that gradients need, as they are."""
     return section.model_copy(update={"batch": DIAGNOSED_BATCH, "augment": ()})
 
 
-def inspect_model(
-    name: str,
-    input_shape: str,
-    weights: Path | None = None,
-    redundancy: str = "graph",
-    data: DataSection | None = None,
-    images: int = 256,
-    surgery: Surgery = "auto",
-) -> Inspection:
+def inspect_model(question: Question, redundancy: str = "graph", images: int = 256) -> Inspection:
     """Return the pruning groups of a network, those frozen that its class cannot lose.
 
     Args:
-        name: timm:NAME, torchvision:NAME, package.module:factory, or an ONNX file, whose groups
-            are shown as the graph has them, without their redundancy.
-        input_shape: "channels,height,width"; an ONNX file has its own, and a batch that it leaves
-            open becomes 1.
-        weights: a safetensors file; without it redundancy is that of random weights.
+        question: which network, in which form, on which images. An ONNX file's groups are shown as
+            the graph has them, without their redundancy; it has its own input shape, and a batch
+            that it leaves open becomes 1. Without weights redundancy is that of random ones.
         redundancy: one of MEASURES.
-        data: with it, criteria are compared and diagnosed on these images.
         images: how many of the training images, at most.
-        surgery: the form that is looked at, as in a recipe.
 
     Raises:
         NetworkError: the network cannot be found, built or exported.
@@ -120,29 +169,16 @@ def inspect_model(
         DataError: images are missing or unreadable.
         RecipeError: an ONNX file is to be diagnosed, or pruned as a class.
     """
-    if name.endswith(".onnx") and data is not None:
-        raise RecipeError("Criteria are compared on a torch network; give one, not an ONNX file.")
-    if name.endswith(".onnx") and surgery == "class":
-        raise RecipeError(f"{name} has no class: take --surgery auto or graph.")
-    if name.endswith(".onnx"):
-        graph, notes = prepare(load_model(Path(name)))
-        for note in notes:
-            log.warning("%s: %s", name, note)
-        channels = find_groups(graph)
-        layers = layers_of(fold_norms(graph), channels)
-        share = prunable_shares(channels, layers).channels
-        form = Form(taken="graph", reason="an ONNX file has no class", graph_share=share)
-        return Inspection(
-            title=name, channels=channels, layers=layers, floors=(), form=form, notes=notes
-        )
-    section = ModelSection(name=name, weights=weights, input_shape=parse_shape(input_shape))
-    subject = analyse(load_network(section), 1, surgery)
+    section, data = question.model, question.data
+    if section.file is not None:
+        return _inspect_file(section.file, question)
+    subject = analyse(load_network(section), 1, question.surgery)
     network, channels = subject.network, subject.channels
     batches = load_data(data, network.input_shape, 0).calibration(images, 0) if data else None
     views = group_views(network, channels, batches, needs=(GRADIENTS, RESPONSES))
     seen = sum(len(labels) for _, labels in batches or ())
     return Inspection(
-        title=name,
+        title=section.name,
         channels=channels,
         layers=subject.layers,
         form=subject.form,
@@ -153,6 +189,24 @@ def inspect_model(
             for view in views
         },
         network=network_redundancy(views) if batches is not None and views else None,
+    )
+
+
+def _inspect_file(path: Path, question: Question) -> Inspection:
+    """Return the pruning groups of an ONNX file."""
+    if question.data is not None:
+        raise RecipeError("Criteria are compared on a torch network; give one, not an ONNX file.")
+    if question.surgery == "class":
+        raise RecipeError(f"{path} has no class: take --surgery auto or graph.")
+    graph, notes = prepare(load_model(path))
+    for note in notes:
+        log.warning("%s: %s", path, note)
+    channels = find_groups(graph)
+    layers = layers_of(fold_norms(graph), channels)
+    share = prunable_shares(channels, layers).channels
+    form = Form(taken="graph", reason="an ONNX file has no class", graph_share=share)
+    return Inspection(
+        title=str(path), channels=channels, layers=layers, floors=(), form=form, notes=notes
     )
 
 

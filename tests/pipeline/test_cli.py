@@ -224,7 +224,31 @@ def test_diagnose_without_images_is_refused():
     result = CliRunner().invoke(app, ["inspect", "timm:resnet18", "--diagnose"])
 
     assert result.exit_code == 2
-    assert "--diagnose and --data SOURCE go together" in " ".join(result.output.split())
+    assert "--diagnose needs images" in " ".join(result.output.split())
+
+
+def test_inspect_takes_the_model_and_the_surgery_of_a_recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, "surgery": "graph"}))
+    words = ["inspect", str(path), "--set", "model.arguments.blocks=2", "--json"]
+
+    body = json.loads(CliRunner().invoke(app, words).stdout)
+
+    assert body["form"]["taken"] == "graph"
+    assert any("layer1.1." in group["name"] for group in body["groups"])
+
+
+def test_what_a_recipe_says_of_its_model_is_not_said_again(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    shape = ["--input-shape", "1,16,16"]
+
+    twice = CliRunner().invoke(app, ["inspect", str(path), *shape])
+    no_recipe = CliRunner().invoke(app, ["inspect", "timm:resnet18", "--set", "seed=1"])
+
+    assert (twice.exit_code, no_recipe.exit_code) == (2, 2)
+    assert "is a recipe and names its own weights" in " ".join(twice.output.split())
+    assert "--set changes a recipe" in " ".join(no_recipe.output.split())
 
 
 def test_an_input_shape_of_two_numbers_is_refused():
