@@ -28,6 +28,7 @@ Criteria = Mapping[str, Criterion]
 HAVE_NULL = frozenset(
     ("l1", "l2", "fpgm", "fermat", "cpmc", "taylor", "taylor_gate", "second_order")
 )
+CONTROLS = frozenset(("random",))  # their scores differ, and say nothing of the filters
 LEAST_SPREAD = 0.01  # of scores that have no null
 DEVIATIONS = 3.0  # of the null's spread, as estimated from this many filters
 NULL_DRAWS = 2
@@ -106,9 +107,12 @@ def spread_of(view: GroupView, name: str, criterion: Criterion, scores: Tensor) 
     """Return the spread of a criterion's scores beside its null.
 
     With a null the criterion is applicable where its spread is more than `DEVIATIONS` standard
-    errors above it; without one, where scores differ by more than `LEAST_SPREAD`.
+    errors above it; without one, where scores differ by more than `LEAST_SPREAD`. A control never
+    is.
     """
     spread = relative_spread(scores)
+    if name in CONTROLS:
+        return Spread(criterion=name, spread=spread, null=None, applicable=False)
     if name not in HAVE_NULL:
         return Spread(criterion=name, spread=spread, null=None, applicable=spread > LEAST_SPREAD)
     draw = torch.Generator().manual_seed(0)
@@ -207,10 +211,11 @@ def _diagnose_group(
         spread_of(view, name, criterion, scores[name]) for name, criterion in criteria.items()
     )
     weights = tuple(describe_weights(weight) for weight in view.filters)
-    blind = [one.criterion for one in spreads if not one.applicable]
+    judged = [one for one in spreads if one.criterion not in CONTROLS]
+    blind = [one.criterion for one in judged if not one.applicable]
     if not blind:
         told = "every criterion tells filters apart"
-    elif len(blind) == len(spreads):
+    elif len(blind) == len(judged):
         told = "no criterion tells filters apart"
     else:
         told = f"cannot tell filters apart: {', '.join(blind)}"
@@ -236,6 +241,7 @@ def _verdicts(names: tuple[str, ...], groups: Sequence[GroupDiagnosis]) -> tuple
     blind = {
         name: sum(not s.applicable for g in groups for s in g.spreads if s.criterion == name)
         for name in names
+        if name not in CONTROLS
     }
     worst = [f"{name} in {count}" for name, count in blind.items() if count]
     layers = [layer for group in groups for layer in group.weights]

@@ -11,6 +11,7 @@ from pipeline.redundancy.whole import NetworkRedundancy
 
 CELL_PX, LETTER_PX = 21, 7.0
 LARGE_SPREAD = 2.0  # of the scores over the null: from here on a cell is drawn full
+FULLEST = 0.75  # how opaque a cell gets: numbers stay legible on it
 WRITTEN_PX = 34  # cells at least as wide hold their numbers
 
 Cells = Sequence[Sequence[float | None]]
@@ -104,7 +105,9 @@ def _cell(row: int, column: int, value: float | None) -> Rectangle:
     if value is None:
         return Rectangle(place, 0.9, 0.9, facecolor="none", edgecolor=drawing.RULE, linewidth=1)
     colour = drawing.AFTER if value >= 0 else drawing.LIMIT
-    return Rectangle(place, 0.9, 0.9, facecolor=colour, alpha=min(1.0, abs(value)), linewidth=0)
+    return Rectangle(
+        place, 0.9, 0.9, facecolor=colour, alpha=FULLEST * min(1.0, abs(value)), linewidth=0
+    )
 
 
 def _alike(diagnosis: Diagnosis, one: str, other: str) -> float | None:

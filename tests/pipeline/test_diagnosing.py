@@ -20,7 +20,7 @@ from pipeline.diagnosing import (
     relative_spread,
     spread_of,
 )
-from pipeline.diagnosis_drawing import value_map
+from pipeline.diagnosis_drawing import FULLEST, value_map
 from pipeline.diagnosis_tables import diagnosis_tables
 from pipeline.distribution import describe_weights
 from pipeline.records import Choice, GroupView, Plan
@@ -91,6 +91,14 @@ def test_a_criterion_without_a_null_needs_scores_that_differ() -> None:
 
     assert [spread.applicable for spread in found] == [False, True]
     assert found[0].null is None
+
+
+def test_the_control_tells_nothing_and_is_not_counted() -> None:
+    criteria = {name: CRITERIA[name] for name in ("l2", "random")}
+    diagnosis = diagnose([view(uneven(64, 144))], criteria)
+
+    assert [spread.applicable for spread in diagnosis.groups[0].spreads] == [True, False]
+    assert "every criterion tells filters apart in all 1 groups" in diagnosis.verdicts[1]
 
 
 def test_rank_correlations_by_hand() -> None:
@@ -237,7 +245,7 @@ def test_a_map_fills_cells_by_their_values_and_outlines_what_is_not_known() -> N
     [axes] = figure.axes
     cells = axes.patches
 
-    assert [cell.get_alpha() for cell in cells] == [0.5, 1.0, None]
+    assert [cell.get_alpha() for cell in cells] == [0.5 * FULLEST, FULLEST, None]
     assert not cells[2].get_fill() or cells[2].get_facecolor()[3] == 0
     assert [text.get_text() for text in axes.texts] == ["0.50", "-1.00"]
 
