@@ -74,6 +74,11 @@ def series(sessions: Sequence[Past], drift: Drift) -> dict[str, list[Point]]:
     return {name: points for name, points in found.items() if points}
 
 
+def legible(value: float) -> str:
+    """Return a number of three digits, or whole, without an exponent: 0.0123, 1.23, 2,711."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _name(subject: Subject) -> str:
     cache = ", cold caches" if subject.is_cold else ""
     threads = f"{subject.threads} thread{'s' if subject.threads > 1 else ''}"
@@ -155,7 +160,7 @@ def _chart(points: Sequence[Point]) -> str:
     marks = [
         f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}" '
         f'stroke="var(--rule)"/><text x="{LEFT - 8}" y="{y(value) + 4:.1f}" '
-        f'text-anchor="end">{value:.3g} ms</text>'
+        f'text-anchor="end">{legible(value)} ms</text>'
         for value in (low, (low + high) / 2, high)
     ]
     line = " ".join(f"{x(i):.1f},{y(p.p50_ms):.1f}" for i, p in enumerate(points))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from hardware.charting import STYLE
+from hardware.charting import STYLE, legible
 from hardware.staircases import Staircase
 from hardware.tables import LatencyTable
 
@@ -21,7 +21,7 @@ def staircase_page(table: LatencyTable, found: Sequence[Staircase]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{escape(title)}</h1>\n"
-        f"<p>{escape(key.precision)}, batch {key.batch}, {key.threads} threads; "
+        f"<p>{escape(key.precision)}, batch {key.batch}, threads: {key.threads}; "
         f"{len(table.entries)} latencies from {len(table.variants)} networks. End-to-end time over "
         f"the sum of the layers: {middle:.3f} ({low:.3f} to {high:.3f}). Dots are measured, each "
         "the median over the networks that executed it, with its spread; paler dots have fewer "
@@ -59,7 +59,7 @@ def _chart(stairs: Staircase) -> str:
 
     marks = [
         f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y(us):.1f}" y2="{y(us):.1f}" stroke="var(--rule)"/>'
-        f'<text x="{LEFT - 8}" y="{y(us) + 4:.1f}" text-anchor="end">{us:.3g}</text>'
+        f'<text x="{LEFT - 8}" y="{y(us) + 4:.1f}" text-anchor="end">{legible(us)}</text>'
         for us in (0.0, highest / 2, highest)
     ]
     step = max(1, round(widest / TICKS))

@@ -52,7 +52,7 @@ def show(
         low, middle, high = loaded.additivity
         out.print(
             f"{key.runtime} {key.version} on {key.device} ({key.fingerprint}), {key.precision}, "
-            f"batch {key.batch}, {key.threads} threads\n{len(loaded.entries)} latencies from "
+            f"batch {key.batch}, threads: {key.threads}\n{len(loaded.entries)} latencies from "
             f"{len(loaded.variants)} networks; end-to-end time over the sum of the layers: "
             f"{middle:.3f} ({low:.3f} to {high:.3f})",
             markup=False,

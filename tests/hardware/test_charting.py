@@ -3,7 +3,7 @@
 import pytest
 
 from hardware.anchors import NAME
-from hardware.charting import page, series
+from hardware.charting import legible, page, series
 from hardware.comparing import ASSUMED_DRIFT
 from hardware.histories import Measured, Past, Times
 from hardware.measuring import Subject
@@ -50,3 +50,9 @@ def test_the_page_shows_every_session_and_marks_the_change():
 
 def test_a_page_without_sessions_says_so():
     assert "Nothing was measured yet." in page("Latency", [])
+
+
+def test_labels_are_short_and_have_no_exponent():
+    assert [legible(value) for value in (0, 0.01234, 1.234, 99.5, 2711.4)] == [
+        "0", "0.0123", "1.23", "99.5", "2,711"
+    ]  # fmt: skip
