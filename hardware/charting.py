@@ -20,8 +20,9 @@ STYLE = """
 body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 63rem; background: var(--paper);
   color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
 h1 { font-size: 1.35rem; } h2 { font-size: 1rem; margin: 2.5rem 0 0; overflow-wrap: anywhere; }
-p, td, th, text { font-size: .875rem; } p, th { color: var(--muted); }
-svg { display: block; width: 100%; height: auto; } text { fill: var(--muted); }
+p, td, th { font-size: .875rem; } p, th { color: var(--muted); }
+svg { display: block; width: 100%; height: auto; }
+text { fill: var(--muted); font-size: .65rem; } /* of the chart, which is drawn larger */
 table { border-collapse: collapse; } th, td { padding: .3rem 1.5rem .3rem 0; text-align: left;
   border-bottom: 1px solid var(--rule); } .changed { color: var(--bad); }
 """
