@@ -39,10 +39,9 @@ MOST_PASSES = 3
 CROWDED_PASSES = 2  # a neighbour that stays is waited for elsewhere
 LEAST_TO_EXPECT = 6  # variants before additivity and pace are held against those before
 # Two engines of one model differ by up to 3 % for as long as they live (where their memory lies):
-# what everything is compared to is timed on several of them in turns, and one of these is loaded
-# anew after so many variants.
+# what everything is compared to is timed on several of them in turns, one of which is loaded anew
+# for every variant.
 ANCHORS = 3
-ANCHOR_AGE = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,6 @@ class Stand:
         self.runtime, self.settings, self.protocol = runtime, settings, protocol
         self.digest = digest_of(template)
         self.anchors = [runtime.build(template, settings) for _ in range(ANCHORS)]
-        self.measured = 0
 
     def measure(
         self, widths: Mapping[str, int], table: LatencyTable, engines: int = 1, purpose: str = ""
@@ -125,11 +123,9 @@ class Stand:
         return variant, tuple(key for key, _ in found)
 
     def _renew_anchor(self) -> None:
-        """Load the oldest of the full network's engines anew, every few variants."""
-        self.measured += 1
-        if self.measured % ANCHOR_AGE == 0:
-            # Built before the old one goes, so that it does not get the same memory.
-            self.anchors = [*self.anchors[1:], self.runtime.build(self.template, self.settings)]
+        """Load the oldest of the full network's engines anew."""
+        # Built before the old one goes, so that it does not get the same memory.
+        self.anchors = [*self.anchors[1:], self.runtime.build(self.template, self.settings)]
 
     def _take(
         self, plain: Sequence[Engine], profiled: Engine, protocol: Protocol, seed: int

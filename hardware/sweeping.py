@@ -4,6 +4,8 @@ The full network, the *anchor*, is timed in turns with every variant, so that th
 can be told from the variant's speed.
 """
 
+import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,29 +119,13 @@ def sweep(
     """
     sweeping = _Sweep(template, channels, layers, runtime, settings, table, path)
     tell = progress or _silent
-    elsewhere = sweeping.seen_elsewhere()
-    others = sweeping.builds_elsewhere()
-    kinds = {key.kind for key in elsewhere}
-    is_related = others >= LEAST_BUILDS and kinds >= {layer.key.kind for layer in layers}
-    least, most = LEAST_BUILDS, MOST_BUILDS
-    if is_related:
-        least, most = RELATED_BUILDS, max(RELATED_BUILDS, floor(RELATED_SHARE * others))
-    most = builds if builds is not None else most
-    shares: dict[str, float] = {}
-    plans = design(layers, candidates, channels.branches, elsewhere, shares, seed)
-    for number in range(1, most + 1):
-        widths = complete_widths(channels, next(plans))
-        if not sweeping.table.holds(sweeping.digest, widths):
-            if builds is None and number > least and sweeping.is_settled():
-                break
-            sweeping.add(widths)
-        if number == 1:
-            shares.update(sweeping.shares(widths))
-        tell(number, most, "one narrowed network built and timed")
-    if builds is None and not is_related:
-        sweeping.refine(candidates, plans)
+    goal = sweeping.goal(candidates)
+    if builds is not None or goal not in sweeping.table.swept:
+        sweeping.fill(candidates, builds, seed, tell)
     sweeping.measure_crowded_again()
-    tell(most, most, f"{len(sweeping.table.entries)} latencies")
+    if builds is None:
+        sweeping.finish(goal)
+    tell(1, 1, f"{len(sweeping.table.entries)} latencies")
     return sweeping.table
 
 
@@ -173,6 +159,40 @@ class _Sweep:
         """What was measured of this template, and not because a plan needed it."""
         ours = [v for v in self.table.variants if v.template == self.digest]
         return [v for v in ours if v.purpose != "plan"]
+
+    def goal(self, candidates: Candidates) -> str:
+        """Return what stands for a sweep of this template over these widths."""
+        widths = json.dumps({name: list(candidates[name]) for name in sorted(candidates)})
+        return f"{self.digest}:{hashlib.sha256(widths.encode()).hexdigest()[:8]}"
+
+    def finish(self, goal: str) -> None:
+        """Note in the table that the sweep came to its end, so that the next one builds nothing."""
+        if goal not in self.table.swept:
+            self.table = self.table.model_copy(update={"swept": (*self.table.swept, goal)})
+            self.table.save(self.path)
+
+    def fill(self, candidates: Candidates, builds: int | None, seed: int, tell: Progress) -> None:
+        """Measure designed variants that are not there yet; see `sweep`."""
+        elsewhere, others = self.seen_elsewhere(), self.builds_elsewhere()
+        kinds = {key.kind for key in elsewhere}
+        is_related = others >= LEAST_BUILDS and kinds >= {layer.key.kind for layer in self.layers}
+        least, most = LEAST_BUILDS, MOST_BUILDS
+        if is_related:
+            least, most = RELATED_BUILDS, max(RELATED_BUILDS, floor(RELATED_SHARE * others))
+        most = builds if builds is not None else most
+        shares: dict[str, float] = {}
+        plans = design(self.layers, candidates, self.channels.branches, elsewhere, shares, seed)
+        for number in range(1, most + 1):
+            widths = complete_widths(self.channels, next(plans))
+            if not self.table.holds(self.digest, widths):
+                if builds is None and number > least and self.is_settled():
+                    break
+                self.add(widths)
+            if number == 1:
+                shares.update(self.shares(widths))
+            tell(number, most, "one narrowed network built and timed")
+        if builds is None and not is_related:
+            self.refine(candidates, plans)
 
     def add(self, widths: Mapping[str, int], purpose: str = "") -> None:
         """Measure a variant and save the table."""

@@ -94,6 +94,7 @@ class LatencyTable(Record):
     key: TableKey
     anchors_ms: Mapping[str, float] = {}  # per template: the full network at the table's pace
     bundles: tuple[str, ...] = ()  # digests of the bundles that it was measured from
+    swept: tuple[str, ...] = ()  # sweeps that came to their end; what they want is all there
     entries: tuple[Entry, ...] = ()
     variants: tuple[Variant, ...] = ()
 
@@ -154,16 +155,17 @@ class LatencyTable(Record):
             self.key,
             [(v, [e.key for e in self.entries]) for v in self.variants] + [(variant, keys)],
             self.bundles,
+            self.swept,
         )
 
     def replacing(self, old: Variant, variant: Variant, keys: Sequence[LayerKey]) -> "LatencyTable":
         """Return the table in which a variant stands in the place of another; see `adding`."""
         known = [entry.key for entry in self.entries]
         parts = [(variant, keys) if v == old else (v, known) for v in self.variants]
-        return _table(self.key, parts, self.bundles)
+        return _table(self.key, parts, self.bundles, self.swept)
 
     def without(self, variants: Sequence[Variant]) -> "LatencyTable":
-        """Return the table that these variants never entered."""
+        """Return the table that these variants never entered; no sweep of it is at its end."""
         keys = [entry.key for entry in self.entries]
         kept = [(v, keys) for v in self.variants if v not in variants]
         return _table(self.key, kept, self.bundles)
@@ -183,7 +185,7 @@ class LatencyTable(Record):
         head = (
             f'{{"schema": {self.SCHEMA},\n"key": {json.dumps(self.key.model_dump(mode="json"))},\n'
             f'"anchors_ms": {json.dumps(dict(self.anchors_ms))},\n'
-            f'"bundles": {json.dumps(self.bundles)}'
+            f'"bundles": {json.dumps(self.bundles)},\n"swept": {json.dumps(self.swept)}'
         )
         body = "".join(f',\n"{name}": [\n{lines}\n]' for name, lines in lists.items())
         write_whole(path, f"{head}{body}}}\n")
@@ -233,7 +235,8 @@ def merge(first: LatencyTable, second: LatencyTable) -> LatencyTable:
         for variant in table.variants:
             identity = variant.model_dump_json(exclude={"entries"})
             parts.setdefault(identity, (variant, keys))
-    return _table(first.key, parts.values(), (*first.bundles, *second.bundles))
+    bundles, swept = (*first.bundles, *second.bundles), (*first.swept, *second.swept)
+    return _table(first.key, parts.values(), bundles, swept)
 
 
 def key_of(
@@ -287,6 +290,7 @@ def _table(
     key: TableKey,
     parts: Iterable[tuple[Variant, Sequence[LayerKey]]],
     bundles: Sequence[str] = (),
+    swept: Sequence[str] = (),
 ) -> LatencyTable:
     """Return the table of these variants, each given with the keys its indices refer to."""
     index: dict[LayerKey, int] = {}
@@ -313,6 +317,7 @@ def _table(
         key=key,
         anchors_ms=anchors_ms,
         bundles=tuple(dict.fromkeys(bundles)),
+        swept=tuple(dict.fromkeys(swept)),
         entries=tuple(_entry(k, found) for k, found in zip(index, seen, strict=True)),
         variants=tuple(variants),
     )

@@ -134,6 +134,7 @@ def measure_plans(
         for number, (name, widths) in enumerate(named):
             model = carve(subject.template, subject.channels, keep_first(subject.channels, widths))
             engine = runtime.build(model, settings)
+            anchors = [*anchors[1:], runtime.build(subject.template, settings)]
             feeds = engine.random_feeds()
             beside, series = time_together(
                 [[e.timer(feeds) for e in anchors], engine.timer(feeds)],
