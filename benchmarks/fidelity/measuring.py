@@ -13,14 +13,14 @@ from benchmarks.fidelity.isolated import IsolatedTable
 from benchmarks.fidelity.records import Coverage, PlanTimes
 from benchmarks.fidelity.subjects import Candidates
 from hardware.carving import carve, keep_first
-from hardware.harvesting import ANCHORS
+from hardware.harvesting import ANCHORS, STEADY_PACE
 from hardware.keys import macs_of
 from hardware.predicting import predict_plan_ms
-from hardware.runtimes.base import EngineSettings, Runtime
+from hardware.runtimes.base import Engine, EngineSettings, Runtime
 from hardware.spreads import spread_of
 from hardware.sweeping import complete_widths, digest_of, sweep
 from hardware.tables import LatencyTable, key_of, load_table
-from hardware.timing import Protocol, ratio, time_together
+from hardware.timing import Protocol, Series, ratio, time_together
 from pipeline.analysing import Subject
 
 Progress = Callable[[int, int, str], None]
@@ -30,6 +30,7 @@ BESIDE = range(4, 10)  # variants beside which a neighbour spins, where one is a
 # engines of one model differ by 3 % and more, and what else the hardware does hits small networks
 # otherwise than large ones, for minutes.
 PASSES = 3
+MOST_TAKES = 3  # of a plan in one pass, where the machine is slower than it was for the table
 PROTOCOL = Protocol(
     warmup_s=0.2, min_samples=10, max_samples=100, max_seconds=0.6, relative_width=0.005
 )
@@ -135,13 +136,7 @@ def measure_plans(
             model = carve(subject.template, subject.channels, keep_first(subject.channels, widths))
             engine = runtime.build(model, settings)
             anchors = [*anchors[1:], runtime.build(subject.template, settings)]
-            feeds = engine.random_feeds()
-            beside, series = time_together(
-                [[e.timer(feeds) for e in anchors], engine.timer(feeds)],
-                PROTOCOL,
-                seed=turn * len(named) + number,
-                foreign_s=lambda: runtime.counters().foreign_s,
-            )
+            beside, series = _at_pace(runtime, anchors, engine, anchor_ms)
             passes_ms[number].append(ratio(series, beside).estimate * anchor_ms)
             if not turn:
                 drift = beside.latency.median_ms / anchor_ms
@@ -164,6 +159,27 @@ def measure_plans(
         )
         for number, (name, widths) in enumerate(named)
     ]
+
+
+def _at_pace(
+    runtime: Runtime, anchors: Sequence[Engine], engine: Engine, anchor_ms: float
+) -> tuple[Series, Series]:
+    """Time an engine beside the full network, again where that is slower than in the table.
+
+    The pace is that of the full network alone: whether it is measured again, and which measurement
+    counts, does not depend on what the engine took.
+    """
+    feeds = engine.random_feeds()
+    timers = [[anchor.timer(feeds) for anchor in anchors], [engine.timer(feeds)]]
+    takes = []
+    for seed in range(MOST_TAKES):
+        beside, series = time_together(
+            timers, PROTOCOL, seed=seed, foreign_s=lambda: runtime.counters().foreign_s
+        )
+        takes.append((beside, series))
+        if beside.latency.median_ms <= (1 + STEADY_PACE) * anchor_ms:
+            break
+    return min(takes, key=lambda take: take[0].latency.median_ms)
 
 
 def coverage_of(first: LatencyTable, again: Swept, digest: str) -> Coverage:
