@@ -37,7 +37,7 @@ PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
 # 37 %. So a ratio holds at the pace at which it was measured.
 STEADY_WIDTH = 0.1
 STEADY_ADDITIVITY = 0.05
-STEADY_PACE = 0.05
+STEADY_PACE = 0.03
 MOST_PASSES = 3
 CROWDED_PASSES = 2  # a neighbour that stays is waited for elsewhere
 LEAST_TO_EXPECT = 6  # variants before additivity and pace are held against those before
