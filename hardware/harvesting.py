@@ -40,7 +40,7 @@ STEADY_ADDITIVITY = 0.05
 STEADY_PACE = 0.03
 MOST_PASSES = 3
 CROWDED_PASSES = 2  # a neighbour that stays is waited for elsewhere
-LEAST_TO_EXPECT = 6  # variants before additivity and pace are held against those before
+LEAST_TO_EXPECT = 6  # variants before additivity is held against that of those before
 # Two engines of one model differ by up to 3 % for as long as they live (where their memory lies):
 # what everything is compared to is timed on several of them in turns, one of which is loaded anew
 # for every variant.
@@ -152,7 +152,7 @@ class Stand:
 
 
 class Usual:
-    """What is usual for one template, by the variants measured so far; nothing while too few."""
+    """What is usual for one template, by the variants so far; additivity not while too few."""
 
     def __init__(self, table: LatencyTable, digest: str) -> None:
         known = [variant for variant in table.variants if variant.template == digest]

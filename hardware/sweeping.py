@@ -172,7 +172,7 @@ class _Sweep:
             self.table.save(self.path)
 
     def fill(self, candidates: Candidates, builds: int | None, seed: int, tell: Progress) -> None:
-        """Measure designed variants that are not there yet; see `sweep`."""
+        """Measure designed variants that are not there yet, and those at stairs; see `sweep`."""
         elsewhere, others = self.seen_elsewhere(), self.builds_elsewhere()
         kinds = {key.kind for key in elsewhere}
         is_related = others >= LEAST_BUILDS and kinds >= {layer.key.kind for layer in self.layers}

@@ -69,7 +69,7 @@ class Result(Record):
     isolated_scaled: Errors  # the same sums, times what makes the full network right
     isolated_builds: int
     macs: Errors  # the constant is the full network's
-    repeated: Errors  # the first pass as a prediction of the last: what no table can beat
+    repeated: Errors  # the first pass as a prediction of the last: how far plans repeat
     full_ms: float  # the full network, at the table's pace
     second_run: SecondRun
     after: Mapping[str, int] = {}  # networks measured before into the same table, and their builds
