@@ -1,9 +1,8 @@
 """Tables from nothing, plans they never saw, and the same sweep twice."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from benchmarks.fidelity.isolated import IsolatedTable
 from benchmarks.fidelity.records import Coverage, PlanTimes
 from benchmarks.fidelity.subjects import Candidates
+from benchmarks.neighbours import neighbour
 from hardware.carving import carve, keep_first
 from hardware.harvesting import ANCHORS, STEADY_PACE
 from hardware.keys import macs_of
@@ -83,30 +83,20 @@ def build_beside_neighbour(
     subject: Subject, candidates: Candidates, setting: Setting, path: Path, progress: Progress
 ) -> Swept:
     """Build a table while a process spins on one core beside some of its variants."""
-    spinning: list[subprocess.Popen[bytes]] = []
     noticed = 0
 
     def told(done: int, total: int, text: str) -> None:
         nonlocal noticed
         if done == BESIDE.start:
-            spinning.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            beside.enter_context(neighbour())
         elif done == BESIDE.stop:
-            _end(spinning)
+            beside.close()
             noticed = sum(variant.is_crowded for variant in load_table(path).variants)
         progress(done, total, text)
 
-    try:
+    with ExitStack() as beside:
         swept = build_table(subject, candidates, setting, path, told)
-    finally:
-        _end(spinning)
     return replace(swept, noticed=noticed)
-
-
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    while processes:
-        process = processes.pop()
-        process.kill()
-        process.wait()
 
 
 def measure_plans(

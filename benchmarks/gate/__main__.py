@@ -11,16 +11,16 @@ another device, runtime version or budget do not mix.
 import argparse
 import hashlib
 import json
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks.gate.cases import Case, Found, find_slow_downs, plan
 from benchmarks.gate.judging import Run, judge, report, shortfalls
+from benchmarks.neighbours import neighbour
 from hardware.benching import Rules, bench
 from hardware.device import this_device
 from hardware.errors import HardwareError
@@ -32,21 +32,6 @@ from hardware.storing import load_record, save_record, write_whole
 
 FOLDER = Path("build/gate")
 RESULTS = Path("benchmarks/results/gate.json")
-SPIN = "while True: pass"
-
-
-@contextmanager
-def neighbour(is_there: bool) -> Iterator[None]:
-    """Keep one core busy meanwhile."""
-    if not is_there:
-        yield
-        return
-    process = subprocess.Popen([sys.executable, "-c", SPIN])
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 def read_runs(path: Path) -> list[Run]:
@@ -87,7 +72,7 @@ def run_case(case: Case, budget_s: float) -> Run | None:
     engines = [b.contender(case.runtime, FOLDER) for b in (case.candidate, case.baseline)]
     rules = Rules(schedule=Schedule(budget_s=budget_s))
     start_s = time.monotonic()
-    with neighbour(case.beside):
+    with neighbour() if case.beside else nullcontext():
         session = bench(engines[:1], engines[1], rules)
     if not session.is_complete:
         return None

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
 from itertools import count
 
@@ -87,7 +88,7 @@ def test_a_benchmark_that_was_interrupted_continues(tmp_path, monkeypatch, capsy
     """On the imagined device, whose times are exact: slow-downs are found, equal engines pass."""
     monkeypatch.setattr(program, "FOLDER", tmp_path / "gate")
     monkeypatch.setattr(program, "default_lock", lambda: tmp_path / "lock")
-    monkeypatch.setattr(program, "SPIN", "")
+    monkeypatch.setattr(program, "neighbour", nullcontext)
     monkeypatch.setattr(cases, "FINDING", 0.5)
     monkeypatch.setattr(cases, "WIDER", [Build(widened=n, more=16) for n in (2, 3, 5, 8)])
     monkeypatch.setattr(cases, "SIZES_PX", (8,))
