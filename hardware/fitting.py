@@ -35,6 +35,17 @@ OTHERS_COUNT = 0.5  # weight of the other kinds' say in a kind's tiles
 LEAST_US = 0.05  # below this a time is the clock's, not the layer's
 RESIDUAL_SCALES = (0.0, 0.02, 0.05, 0.15)  # relative standard deviation of the staircase's errors
 RESIDUAL_NOISE = (0.003, 0.01, 0.03)  # relative standard deviation of a measured entry
+# Prior standard deviations of what profiled times get wrong: relative, shared by all layers, by
+# those of one kind, by neighbouring widths of a kind, of one entry alone; outside of the layers, of
+# the usual end-to-end time. End-to-end times tell which share of all these there is.
+ALL, KIND, NEAR, ENTRY, OUTSIDE = 0.05, 0.03, 0.02, 0.01, 0.03
+SHARES = (0.1, 0.3, 1.0, 3.0)
+# What a profiler adds to every node: ONNX Runtime's 5 us, more than many a narrowed layer takes.
+NODE_US = (0.1, 0.3, 1.0, 3.0, 10.0)
+# Of that, how far layers of other operators or tails differ in it (some are several nodes), and
+# those of other sizes.
+NODE_TAIL, NODE_KIND = 0.7, 0.3
+NOISES = (0.0002, 0.001, 0.003, 0.01, 0.03)  # relative, of a variant's end-to-end time
 REACH = 0.35  # how far neighbouring widths know of each other, as a share of the widest
 
 
@@ -212,14 +223,10 @@ def _fit_residuals(closeness: Array, residuals: Array, builds: Array) -> tuple[A
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
-    """Prior standard deviations of what profiled times get wrong."""
+    """How wrong profiled times are, as far as end-to-end times tell."""
 
-    all_layers: float = 0.05  # relative
-    kind: float = 0.03  # relative, of one kind of layer
-    near: float = 0.02  # relative, of neighbouring widths of one kind
-    entry: float = 0.02  # relative, of one entry
-    per_node_us: float = 1.0
-    outside: float = 0.05  # of the usual end-to-end time
+    share: float = 1.0  # of the usual errors in proportion to the time
+    node_us: float = 1.0  # standard deviation of what a profiler adds to every node
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +243,8 @@ class Calibration:
         """Return what to add to the times of these keys, (keys,), microseconds."""
         if not self.keys:
             return np.zeros(len(keys))
-        spread = _covariance(self.sharing, keys, times_us, self.keys, self.times_us)
+        relative, per_node = _shared(keys, times_us, self.keys, self.times_us)
+        spread = self.sharing.share**2 * relative + self.sharing.node_us**2 * per_node
         return np.asarray(spread @ self.pull_us)
 
 
@@ -262,22 +270,17 @@ def calibrate(
         )
     missing = end_to_end_us - counts @ times_us
     usual = float(np.median(end_to_end_us))
+    relative, per_node = (
+        counts @ part @ counts.T for part in _shared(keys, times_us, keys, times_us)
+    )
+    outside = (OUTSIDE * usual) ** 2
     best: tuple[float, Sharing, Array] | None = None
-    for factor in (0.1, 0.3, 1.0, 3.0):
-        sharing = Sharing(
-            all_layers=0.05 * factor,
-            kind=0.03 * factor,
-            near=0.02 * factor,
-            entry=0.01 * factor,
-            per_node_us=1.0 * factor,
-            outside=0.03 * factor,
-        )
-        spread = counts @ _covariance(sharing, keys, times_us, keys, times_us) @ counts.T
-        spread += (sharing.outside * usual) ** 2
-        for noise in (0.0002, 0.001, 0.003, 0.01, 0.03):
-            score, pull = _condition(spread, np.hypot(noise * end_to_end_us, uncertain_us), missing)
-            if best is None or score > best[0]:
-                best = (score, sharing, pull)
+    for share, node_us, noise in product(SHARES, NODE_US, NOISES):
+        spread = share**2 * (relative + outside) + node_us**2 * per_node
+        score, pull = _condition(spread, np.hypot(noise * end_to_end_us, uncertain_us), missing)
+        score -= float(np.log1p(node_us))  # as good without is as good
+        if best is None or score > best[0]:
+            best = (score, Sharing(share=share, node_us=node_us), pull)
     assert best is not None
     _, sharing, pull = best
     return Calibration(
@@ -285,14 +288,17 @@ def calibrate(
         keys=tuple(keys),
         times_us=times_us,
         pull_us=counts.T @ pull,
-        outside_us=float((sharing.outside * usual) ** 2 * pull.sum()),
+        outside_us=float(sharing.share**2 * outside * pull.sum()),
     )
 
 
-def _covariance(
-    sharing: Sharing, a: Sequence[LayerKey], a_us: Array, b: Sequence[LayerKey], b_us: Array
-) -> Array:
-    """Return the prior covariance of the errors of two sets of entries, (a, b), us squared."""
+def _shared(
+    a: Sequence[LayerKey], a_us: Array, b: Sequence[LayerKey], b_us: Array
+) -> tuple[Array, Array]:
+    """Return how far the errors of two sets of entries are shared, (a, b) each.
+
+    First, in us squared, of errors in proportion to the time; then of those per executed node.
+    """
     kinds: dict[Kind, int] = {}
     kind_a = np.array([kinds.setdefault(key.kind, len(kinds)) for key in a], dtype=np.intp)
     kind_b = np.array([kinds.setdefault(key.kind, len(kinds)) for key in b], dtype=np.intp)
@@ -307,14 +313,16 @@ def _covariance(
         if key in index:
             same[row, index[key]] = 1.0
     near = _closeness(counts_a / widest[kind_a], counts_b / widest[kind_b])
-    relative = (
-        sharing.all_layers**2
-        + sharing.kind**2 * alike
-        + sharing.near**2 * alike * near
-        + sharing.entry**2 * same
-    )
+    relative = ALL**2 + KIND**2 * alike + NEAR**2 * alike * near + ENTRY**2 * same
     executed = np.outer(a_us > LEAST_US, b_us > LEAST_US)
-    return np.asarray(np.outer(a_us, b_us) * relative + sharing.per_node_us**2 * executed)
+    forms: dict[tuple[str, tuple[str, ...]], int] = {}
+    form_a, form_b = (
+        np.array([forms.setdefault((key.operator, key.tail), len(forms)) for key in keys])
+        for keys in (a, b)
+    )
+    formed = form_a[:, None] == form_b[None, :]
+    per_node = executed * (1 + NODE_TAIL**2 * formed + NODE_KIND**2 * alike)
+    return np.outer(a_us, b_us) * relative, per_node
 
 
 def _condition(spread: Array, noise: Array, values: Array) -> tuple[float, Array]:

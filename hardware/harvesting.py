@@ -8,7 +8,6 @@ from itertools import chain
 from math import ceil
 from statistics import median
 
-import numpy as np
 import onnx
 
 from hardware.attributing import attribute, owners_of
@@ -16,29 +15,29 @@ from hardware.carving import carve, keep_first
 from hardware.channels import ChannelMap
 from hardware.device import conditions
 from hardware.keys import Layer, LayerKey
-from hardware.runtimes.base import Engine, EngineSettings, Feeds, NodeTime, Runtime
+from hardware.runtimes.base import Engine, EngineSettings, Feeds, NodeTime, Runtime, Timer
 from hardware.samples import samples_of
-from hardware.tables import LatencyTable, Variant
-from hardware.timing import Protocol, Series, ratio, time_together
+from hardware.tables import STEADY_PACE, LatencyTable, Variant, usual_pace_ms
+from hardware.timing import Protocol, Series, checked_ms, ratio, time_together
 from hardware.watching import Disturbance, between
 
 log = logging.getLogger(__name__)
 
 # Of one variant: the table's precision comes from many variants, not from many samples of one.
 PROTOCOL = Protocol(
-    warmup_s=0.3, min_samples=10, max_samples=100, max_seconds=1.5, relative_width=0.02
+    warmup_s=0.3, min_samples=10, max_samples=100, max_seconds=1.0, relative_width=0.03
 )
 PROFILE_S = 0.3  # of profiling per variant
 PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
 # A variant whose ratio to the full network is known worse than this (relative width of its
 # interval), whose nodes add up otherwise than those of the variants before it, or beside which the
-# full network took this much longer than usual, was disturbed and is measured again at once. What
-# slows a machine down for seconds slows small networks down more: a ResNet-56 by 23 %, its half by
-# 37 %. So a ratio holds at the pace at which it was measured.
+# full network took longer than usual by more than `STEADY_PACE`, was disturbed and is measured
+# again at once.
 STEADY_WIDTH = 0.1
 STEADY_ADDITIVITY = 0.05
-STEADY_PACE = 0.03
 MOST_PASSES = 3
+PACE_WARMUP = 2
+PACE_RUNS = 3  # of the full network after a profile, to tell at what pace that was taken
 CROWDED_PASSES = 2  # a neighbour that stays is waited for elsewhere
 LEAST_TO_EXPECT = 6  # variants before additivity is held against that of those before
 # Two engines of one model differ by up to 3 % for as long as they live (where their memory lies):
@@ -54,6 +53,7 @@ class Take:
     anchor: Series
     series: Series
     times: tuple[NodeTime, ...]
+    after_ms: float  # what the full network took right after the profile
     disturbance: Disturbance
 
     @property
@@ -104,8 +104,8 @@ class Stand:
         warm = replace(self.protocol, warmup_s=0.0)
         while len(takes) < MOST_PASSES and _is_disturbed(takes, usual):
             takes.append(self._take(plain, profiled, warm, seed=len(takes)))
-        best = min(takes, key=_disorder)
-        latency, times = best.series.latency, _median_times(_calmest(takes))
+        best, calm = min(takes, key=_disorder), _calmest(takes)
+        latency, times = best.series.latency, _median_times(calm)
         found = attribute(times, owners_of(model, self.layers), self.layers, widths)
         variant = Variant(
             template=self.digest,
@@ -114,7 +114,7 @@ class Stand:
             # Such that the quotient is the median over rounds, which drift hits least.
             anchor_ms=latency.median_ms / ratio(best.series, best.anchor).estimate,
             sum_us=round(sum(time.time_us for time in times), 2),
-            samples=_profile_runs(latency.median_ms) * len(_calmest(takes)),
+            samples=_profile_runs(latency.median_ms) * len(calm),
             entries=tuple(range(len(found))),
             times_us=tuple(round(time_us, 2) for _, time_us in found),
             purpose=purpose,
@@ -136,8 +136,9 @@ class Stand:
         """Time a variant once, with the full network in turns, then node by node."""
         feeds = plain[0].random_feeds()
         before = self.runtime.counters()
+        anchors = _timers(self.anchors, feeds)
         anchor, series = time_together(
-            [_timers(self.anchors, feeds), _timers(plain, feeds)],
+            [anchors, _timers(plain, feeds)],
             protocol,
             seed=seed,
             foreign_s=lambda: self.runtime.counters().foreign_s,
@@ -147,6 +148,7 @@ class Stand:
             anchor=anchor,
             series=series,
             times=times,
+            after_ms=_pace_ms(anchors[-1]),
             disturbance=between(before, self.runtime.counters()),
         )
 
@@ -158,15 +160,21 @@ class Usual:
         known = [variant for variant in table.variants if variant.template == digest]
         is_known = len(known) >= LEAST_TO_EXPECT
         self.additivity = _usual_additivity(known) if is_known else None
-        self.anchor_ms = float(np.quantile([v.anchor_ms for v in known], 0.25)) if known else None
+        self.anchor_ms = usual_pace_ms([v.anchor_ms for v in known]) if known else None
 
-    def is_off(self, take: Take, sum_us: float) -> bool:
-        """Tell whether times add up otherwise than usual, or the device was slower."""
-        pace_ms = take.anchor.latency.median_ms
+    def is_off(self, take: Take, profiles: Sequence[Take]) -> bool:
+        """Tell whether times add up otherwise than usual, or the device was slower.
+
+        Args:
+            take: whose end-to-end times count.
+            profiles: the takes whose profiles do.
+        """
+        pace_ms = max(take.anchor.latency.median_ms, min(one.after_ms for one in profiles))
         if self.anchor_ms is not None and pace_ms > (1 + STEADY_PACE) * self.anchor_ms:
             return True
         if self.additivity is None:
             return False
+        sum_us = sum(time.time_us for time in _median_times(profiles))
         additivity = 1000 * take.series.latency.median_ms / sum_us
         return abs(additivity / self.additivity(sum_us) - 1) > STEADY_ADDITIVITY
 
@@ -194,8 +202,7 @@ def _is_disturbed(takes: Sequence[Take], usual: Usual) -> bool:
     best = min(takes, key=_disorder)
     if best.disturbance.is_crowded:
         return len(takes) < CROWDED_PASSES
-    sum_us = sum(time.time_us for time in _median_times(_calmest(takes)))
-    return best.relative_width > STEADY_WIDTH or usual.is_off(best, sum_us)
+    return best.relative_width > STEADY_WIDTH or usual.is_off(best, _calmest(takes))
 
 
 def _disorder(take: Take) -> tuple[bool, float]:
@@ -204,8 +211,16 @@ def _disorder(take: Take) -> tuple[bool, float]:
 
 
 def _calmest(takes: Sequence[Take]) -> Sequence[Take]:
-    """Return the takes beside which nothing else ran; all where none was."""
-    return [take for take in takes if not take.disturbance.is_crowded] or takes
+    """Return the takes whose profiles count: beside nothing else, or all, at the best pace."""
+    calm = [take for take in takes if not take.disturbance.is_crowded] or takes
+    least_ms = (1 + STEADY_PACE) * min(take.after_ms for take in calm)
+    return [take for take in calm if take.after_ms <= least_ms]
+
+
+def _pace_ms(timer: Timer) -> float:
+    """Return what the full network takes now, alone and with warm caches."""
+    timer(PACE_WARMUP)
+    return median(checked_ms(timer(1)) for _ in range(PACE_RUNS))
 
 
 def _median_times(takes: Sequence[Take]) -> tuple[NodeTime, ...]:

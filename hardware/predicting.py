@@ -17,6 +17,8 @@ Candidates = Mapping[str, tuple[int, ...]]
 Widths = Mapping[str, int]
 
 OUTSIDE = "(outside the layers)"
+LEAST_SHARE = 0.1  # of a layer's profiled time that corrections leave, whatever they say
+PACE_ERROR = 0.5  # how wrong a ratio to the full network is, as a share of what slowed the device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +213,7 @@ class _Prices:
             raw.update(zip(unseen, times.tolist(), strict=True))
         times_us = np.array([raw[key] for key in wanted])
         priced = times_us + self.calibration.corrections(wanted, times_us)
-        priced = np.where(times_us > 0, np.maximum(priced, 0.2 * times_us), 0.0)
+        priced = np.where(times_us > 0, np.maximum(priced, LEAST_SHARE * times_us), 0.0)
         self.known = dict(zip(wanted, priced.tolist(), strict=True))
 
     def us(self, key: LayerKey | None) -> float:
@@ -247,8 +249,9 @@ class _Prices:
                 rows.append(np.bincount(places, minlength=len(entries)))
                 targets.append(1000 * self.table.corrected_ms(variant))
                 # A 95 % interval is four standard deviations wide.
-                latency = variant.end_to_end
-                uncertain.append(250 * (latency.high_ms - latency.low_ms))
+                latency, slower = variant.end_to_end, max(self.table.drift(variant) - 1, 0.0)
+                sampled_us = 250 * (latency.high_ms - latency.low_ms)
+                uncertain.append(float(np.hypot(sampled_us, PACE_ERROR * slower * targets[-1])))
         counts = np.array(rows, dtype=np.float64).reshape(len(rows), len(entries))
         used = np.flatnonzero(counts.any(axis=0))
         return calibrate(

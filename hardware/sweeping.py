@@ -7,6 +7,7 @@ can be told from the variant's speed.
 import hashlib
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import floor
@@ -38,8 +39,10 @@ LEAST_BUILDS, MOST_BUILDS = 14, 40
 # Where other networks have measured every kind of layer: at least so many, at most a share of what
 # the best measured of them took.
 RELATED_BUILDS, RELATED_SHARE = 4, 1 / 3
+SLOW_FAILURES = 3  # in a row, to measure again at the device's usual pace
 STAIR_BUILDS = 4  # more, at most, where stairs lie between measured widths
-# A sweep ends when this many last variants are predicted this well (relative, root mean square)
+QUICK_S = 30.0  # a sweep that has taken less than this goes on: what is cheap is measured well
+# Later it ends when this many last variants are predicted this well (relative, root mean square)
 # from those before them.
 SETTLED, SETTLED_ERROR = 5, 0.02
 
@@ -95,9 +98,9 @@ def sweep(
     """Measure designed variants until the table predicts new ones, saving after each.
 
     Then some more, at widths between which the time jumps, and once more what was measured beside
-    a busy neighbour. Variants that the table holds are not built again, and keys that other
-    networks measured are not sought again: a second sweep builds nothing, a related network needs
-    few builds.
+    a busy neighbour or while the device was slower than usual. Variants that the table holds are
+    not built again, and keys that other networks measured are not sought again: a second sweep
+    builds nothing, a related network needs few builds.
 
     Args:
         template: the full network, batch norms folded.
@@ -122,6 +125,7 @@ def sweep(
     goal = sweeping.goal(candidates)
     if builds is not None or goal not in sweeping.table.swept:
         sweeping.fill(candidates, builds, seed, tell)
+        sweeping.measure_slowed_again()
     sweeping.measure_crowded_again()
     if builds is None:
         sweeping.finish(goal)
@@ -155,10 +159,14 @@ class _Sweep:
         return self._stand
 
     @property
+    def measured(self) -> list[Variant]:
+        """What was measured of this template."""
+        return [v for v in self.table.variants if v.template == self.digest]
+
+    @property
     def variants(self) -> list[Variant]:
-        """What was measured of this template, and not because a plan needed it."""
-        ours = [v for v in self.table.variants if v.template == self.digest]
-        return [v for v in ours if v.purpose != "plan"]
+        """Likewise, and not because a plan needed it."""
+        return [v for v in self.measured if v.purpose != "plan"]
 
     def goal(self, candidates: Candidates) -> str:
         """Return what stands for a sweep of this template over these widths."""
@@ -182,10 +190,12 @@ class _Sweep:
         most = builds if builds is not None else most
         shares: dict[str, float] = {}
         plans = design(self.layers, candidates, self.channels.branches, elsewhere, shares, seed)
+        start = time.monotonic()
         for number in range(1, most + 1):
             widths = complete_widths(self.channels, next(plans))
             if not self.table.holds(self.digest, widths):
-                if builds is None and number > least and self.is_settled():
+                is_quick = time.monotonic() - start < QUICK_S
+                if builds is None and number > least and not is_quick and self.is_settled():
                     break
                 self.add(widths)
             if number == 1:
@@ -212,22 +222,41 @@ class _Sweep:
 
     def measure_crowded_again(self) -> None:
         """Measure again what was measured beside a busy neighbour, unless it is still there."""
-        for variant in [v for v in self.table.variants if v.template == self.digest]:
-            if not variant.is_crowded:
-                continue
-            engines = variant.raw.engines if variant.raw else 1
-            again, keys = self.stand.measure(
-                variant.widths, self.table, engines, purpose=variant.purpose
-            )
-            if again.is_crowded:
+        for variant in self.measured:
+            if variant.is_crowded and self.replace(variant).is_crowded:
                 log.warning(
                     "Others keep this device busy: some of the table's latencies were measured "
                     "beside them. Profile again when it is quiet; only those are measured anew."
                 )
                 return
-            old = next(v for v in self.table.variants if _is_same(v, variant))
-            self.table = self.table.replacing(old, again, keys)
-            self.table.save(self.path)
+
+    def measure_slowed_again(self) -> None:
+        """Measure again what was measured while the device was slower, until it stays so."""
+        failures = 0
+        for variant in [v for v in self.measured if not self.table.is_at_pace(v)]:
+            again = self.replace(variant)
+            failures = 0 if self.table.is_at_pace(again) else failures + 1
+            if failures == SLOW_FAILURES:
+                log.warning(
+                    "This device was slower than usual while some of the table's latencies were "
+                    "measured, and is again; they count less. To measure all anew when it is "
+                    "quiet, delete the table and profile again."
+                )
+                return
+
+    def replace(self, variant: Variant) -> Variant:
+        """Measure a variant again; where that went better it takes the place of the old one."""
+        engines = variant.raw.engines if variant.raw else 1
+        again, keys = self.stand.measure(
+            variant.widths, self.table, engines, purpose=variant.purpose
+        )
+        is_calmer = variant.is_crowded or again.anchor_ms < variant.anchor_ms
+        if again.is_crowded or not is_calmer:
+            return again
+        old = next(v for v in self.table.variants if _is_same(v, variant))
+        self.table = self.table.replacing(old, again, keys)
+        self.table.save(self.path)
+        return again
 
     def is_settled(self) -> bool:
         """Tell whether the last variants of the design were predictable from those before them."""

@@ -4,7 +4,7 @@ A table keeps every *variant* of a template that was built: its widths, its end-
 what each of its layers took. The *entries* are the summary by what was executed, so that networks
 of one family share them. Times of different moments are compared through the *anchor*, the full
 network, which is timed beside every variant: an entry is what its layer would have taken while the
-anchor took its usual (median) time.
+anchor took its usual time (`usual_pace_ms`).
 """
 
 import json
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import median
+
+import numpy as np
 
 from hardware.device import Device
 from hardware.errors import DeviceMismatchError, MissingLatencyError, StorageError
@@ -21,6 +23,11 @@ from hardware.samples import Samples
 from hardware.storing import Record, load_record, write_whole
 from hardware.timing import Latency
 from hardware.watching import Disturbance
+
+# What slows a machine down for seconds slows small networks down more or less than large ones: a
+# ResNet-56 by 23 %, its half by 37 %. So a ratio to the full network holds only at about the pace
+# at which it was measured.
+STEADY_PACE = 0.03
 
 
 class TableKey(Record):
@@ -135,6 +142,10 @@ class LatencyTable(Record):
     def drift(self, variant: Variant) -> float:
         """Return how much slower than usual the device was when a variant was measured."""
         return variant.anchor_ms / self.anchors_ms[variant.template]
+
+    def is_at_pace(self, variant: Variant) -> bool:
+        """Tell whether the device was about as fast as usual when a variant was measured."""
+        return self.drift(variant) <= 1 + STEADY_PACE
 
     def corrected_ms(self, variant: Variant) -> float:
         """Return a variant's end-to-end time as it would have been at the device's usual pace."""
@@ -303,7 +314,7 @@ def _table(
     seen: list[list[tuple[float, int]]] = [[] for _ in index]
     anchors_ms = {}
     for template, members in by_template.items():
-        anchor_ms = median(variant.anchor_ms for variant in members)
+        anchor_ms = usual_pace_ms([variant.anchor_ms for variant in members])
         found = [
             (place, time_us * anchor_ms / variant.anchor_ms, variant.samples)
             for variant in members
@@ -321,6 +332,17 @@ def _table(
         entries=tuple(_entry(k, found) for k, found in zip(index, seen, strict=True)),
         variants=tuple(variants),
     )
+
+
+def usual_pace_ms(anchors_ms: Sequence[float]) -> float:
+    """Return what the full network takes at the device's own pace.
+
+    The median of its times, without those in which the device was slower than usual: with two
+    threads a virtual machine whose processors share a core is a third slower, for seconds or
+    minutes, and what it then takes is no multiple of what it takes else.
+    """
+    least = (1 + STEADY_PACE) * float(np.quantile(anchors_ms, 0.25))
+    return median(ms for ms in anchors_ms if ms <= least)
 
 
 def _pace(shared: Sequence[tuple[float, Sequence[float]]]) -> float:

@@ -205,9 +205,10 @@ def session_options(settings: EngineSettings) -> Vendor:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # errors reach the caller as exceptions
-    # Idle threads of one engine spin on the cores that the next one is timed on: with two threads
-    # on two cores a neighbouring engine then takes twice its time.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads spin between the nodes of an inference, as they do by default: woken anew for every
+    # node, two took a ResNet-56 twice as long, and longer than one. After the inference they
+    # stop: idle threads of one engine would spin on the cores that the next one is timed on.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
 
 

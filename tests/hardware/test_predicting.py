@@ -102,6 +102,14 @@ def test_sums_are_calibrated_to_end_to_end_times():
     assert np.abs(errors).max() < 0.02
 
 
+def test_a_profiler_that_takes_longer_than_the_layers_is_seen_through():
+    table, layers, candidates = learnt(templates.residual, profiler_us=8.0)
+
+    errors = errors_of(table, layers, candidates, lambda plan: exact_us(layers, plan) + OUTSIDE_US)
+
+    assert np.abs(errors).max() < 0.01
+
+
 def test_a_device_that_slows_down_half_way_does_not_bias_predictions():
     table, layers, candidates = learnt(templates.residual, builds=12)
     plans = design(layers, candidates, (), [], {}, seed=3)

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -13,7 +14,14 @@ from hardware.predicting import costs, predict_ms
 from hardware.runtimes import RUNTIMES, get_runtime
 from hardware.runtimes.base import EngineSettings, NodeTime
 from hardware.runtimes.fake import FakeRuntime, Staircase
-from hardware.sweeping import LEAST_BUILDS, complete_widths, digest_of, measure, sweep
+from hardware.sweeping import (
+    LEAST_BUILDS,
+    SLOW_FAILURES,
+    complete_widths,
+    digest_of,
+    measure,
+    sweep,
+)
 from hardware.tables import LatencyTable, key_of, load_table
 from hardware.timing import Protocol
 from hardware.watching import Counters
@@ -58,6 +66,40 @@ class CountingRuntime(FakeRuntime):
         if profile and self.profiled == self.fail_at:
             raise BuildError("Out of luck.")
         return super().build(model, settings, profile=profile)
+
+
+class UnsteadyRuntime(FakeRuntime):
+    """The imagined device, slower beside some of the variants; narrow networks suffer less."""
+
+    def __init__(self, slow=range(0)):
+        super().__init__()
+        self.slow, self.profiled = slow, 0
+
+    def build(self, model, settings, *, profile=False):
+        self.profiled += profile
+        return Unsteady(super().build(model, settings, profile=profile), self)
+
+    @property
+    def pace(self):
+        return 1.5 if self.profiled in self.slow else 1.0
+
+
+class Unsteady:
+    """An engine as fast as its device is at the moment; 4 us of each inference are spared."""
+
+    def __init__(self, engine, device):
+        self.engine, self.device = engine, device
+
+    def __getattr__(self, name):
+        return getattr(self.engine, name)
+
+    def timer(self, feeds):
+        timer = self.engine.timer(feeds)
+        return lambda calls: self.device.pace * (timer(calls) - 0.004) + 0.004
+
+    def node_times(self, feeds, runs):
+        times = self.engine.node_times(feeds, runs)
+        return tuple(replace(time, time_us=self.device.pace * time.time_us) for time in times)
 
 
 def subject(make=templates.residual):
@@ -322,7 +364,37 @@ def test_a_neighbour_that_stays_is_told_and_tried_once_per_sweep(tmp_path, caplo
     assert not any(v.is_crowded for v in quiet.variants)
 
 
-def test_stairs_that_no_variant_shows_are_looked_for_but_not_twice(tmp_path):
+def test_what_was_measured_while_the_device_was_slower_is_measured_again(tmp_path):
+    template, channels, layers, candidates = subject(lambda: templates.residual(blocks=1))
+    runtime, path = UnsteadyRuntime(slow=range(5, 8)), tmp_path / "table.json"
+    arguments = (template, channels, layers, candidates)
+
+    table = sweep(*arguments, runtime, SETTINGS, empty_table(runtime), path, builds=9)
+
+    assert runtime.profiled == 9 + 3
+    assert all(table.is_at_pace(variant) for variant in table.variants)
+    assert load_table(path) == table
+
+
+def test_a_device_that_stays_slower_is_told_and_counts_less(tmp_path, caplog):
+    template, channels, layers, candidates = subject(lambda: templates.residual(blocks=1))
+    runtime, path = UnsteadyRuntime(slow=range(10, 1000)), tmp_path / "table.json"
+    arguments = (template, channels, layers, candidates, runtime, SETTINGS)
+
+    table = sweep(*arguments, empty_table(runtime), path, builds=16)
+
+    assert runtime.profiled == 16 + SLOW_FAILURES
+    assert [table.is_at_pace(v) for v in table.variants] == [True] * 9 + [False] * 7
+    assert "slower than usual" in caplog.text
+    known = costs(table, layers, candidates)
+    runtime.slow = range(0)
+    for variant in table.variants[9:]:
+        truth = true_ms(runtime, template, channels, variant.widths)
+        assert predict_ms(known, candidates, variant.widths) == pytest.approx(truth, rel=0.01)
+
+
+def test_stairs_that_no_variant_shows_are_looked_for_but_not_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr("hardware.sweeping.QUICK_S", 0.0)
     template, channels, layers, candidates = subject(lambda: templates.residual(blocks=1))
     candidates["wide"] = tuple(range(2, 65, 2))  # more than the design can visit
     runtime, path = CountingRuntime(), tmp_path / "table.json"

@@ -71,6 +71,16 @@ def test_drift_of_the_device_is_taken_out_through_the_anchor():
     assert table.drift(table.variants[-1]) == 2.0
 
 
+def test_the_usual_pace_is_that_of_the_undisturbed_device_even_where_it_was_rarely_that():
+    anchors_ms = (1.0, 1.01, 1.02, 1.4, 1.4, 1.4, 1.4)
+    table = LatencyTable(key=KEY)
+    for anchor_ms in anchors_ms:
+        table = table.adding(variant([10.0], anchor_ms=anchor_ms), [conv(8, 8)])
+
+    assert table.anchors_ms["t"] == 1.01
+    assert [table.is_at_pace(v) for v in table.variants] == [True] * 3 + [False] * 4
+
+
 def test_a_variant_measured_again_takes_the_place_of_the_first_measurement():
     table = LatencyTable(key=KEY)
     for width, time_us in ((8, 10.0), (16, 90.0), (24, 30.0)):
