@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # Of one variant: the table's precision comes from many variants, not from many samples of one.
 PROTOCOL = Protocol(
-    warmup_s=0.3, min_samples=10, max_samples=100, max_seconds=1.0, relative_width=0.03
+    warmup_s=0.3, min_samples=10, max_samples=100, max_seconds=0.6, relative_width=0.03
 )
 PROFILE_S = 0.3  # of profiling per variant
 PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
@@ -35,7 +35,7 @@ PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
 # again at once.
 STEADY_WIDTH = 0.1
 STEADY_ADDITIVITY = 0.05
-MOST_PASSES = 3
+MOST_PASSES = 2
 PACE_WARMUP = 2
 PACE_RUNS = 3  # of the full network after a profile, to tell at what pace that was taken
 CROWDED_PASSES = 2  # a neighbour that stays is waited for elsewhere

@@ -41,9 +41,10 @@ LEAST_BUILDS, MOST_BUILDS = 14, 40
 RELATED_BUILDS, RELATED_SHARE = 4, 1 / 3
 SLOW_FAILURES = 3  # in a row, to measure again at the device's usual pace
 STAIR_BUILDS = 4  # more, at most, where stairs lie between measured widths
-QUICK_S = 30.0  # a sweep that has taken less than this goes on: what is cheap is measured well
-# Later it ends when this many last variants are predicted this well (relative, root mean square)
-# from those before them.
+# What is cheap is measured well: a sweep goes on for at least so long. From then to the longest it
+# ends when this many last variants are predicted this well (relative, root mean square) from those
+# before them; then come the stairs, until the latest of all.
+QUICK_S, LONG_S, STAIRS_S = 30.0, 45.0, 55.0
 SETTLED, SETTLED_ERROR = 5, 0.02
 
 
@@ -95,7 +96,7 @@ def sweep(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """Measure designed variants until the table predicts new ones, saving after each.
+    """Measure designed variants for about a minute, less where few suffice, saving after each.
 
     Then some more, at widths between which the time jumps, and once more what was measured beside
     a busy neighbour or while the device was slower than usual. Variants that the table holds are
@@ -111,9 +112,9 @@ def sweep(
         settings: how.
         table: measured so far.
         path: where the table is saved after every variant.
-        builds: variants of the design to hold in the end, and no others; None: until predictions
-            are good, at most 40, and at most a third of another network's where it shares all
-            kinds of layers.
+        builds: variants of the design to hold in the end, and no others; None: 14 to 40, until
+            predictions are good or the time is up; at most a third of another network's where it
+            shares all kinds of layers.
         seed: of the design.
         progress: told (variants measured, expected, text) after each.
 
@@ -194,24 +195,28 @@ class _Sweep:
         for number in range(1, most + 1):
             widths = complete_widths(self.channels, next(plans))
             if not self.table.holds(self.digest, widths):
-                is_quick = time.monotonic() - start < QUICK_S
-                if builds is None and number > least and not is_quick and self.is_settled():
+                if builds is None and number > least and self.is_enough(time.monotonic() - start):
                     break
                 self.add(widths)
             if number == 1:
                 shares.update(self.shares(widths))
             tell(number, most, "one narrowed network built and timed")
         if builds is None and not is_related:
-            self.refine(candidates, plans)
+            self.refine(candidates, plans, start + STAIRS_S)
 
     def add(self, widths: Mapping[str, int], purpose: str = "") -> None:
         """Measure a variant and save the table."""
         self.table = self.table.adding(*self.stand.measure(widths, self.table, purpose=purpose))
         self.table.save(self.path)
 
-    def refine(self, candidates: Candidates, plans: Iterator[dict[str, int]]) -> None:
+    def refine(
+        self, candidates: Candidates, plans: Iterator[dict[str, int]], until_s: float
+    ) -> None:
         """Measure widths at which stairs may lie, in networks that are otherwise designed."""
-        while sum(v.purpose == "stair" for v in self.variants) < STAIR_BUILDS:
+        while (
+            sum(v.purpose == "stair" for v in self.variants) < STAIR_BUILDS
+            and time.monotonic() < until_s
+        ):
             measured = [v.widths for v in self.variants]
             at_stairs = widths_at_stairs(self.table, self.layers, candidates, measured)
             if not at_stairs:
@@ -257,6 +262,10 @@ class _Sweep:
         self.table = self.table.replacing(old, again, keys)
         self.table.save(self.path)
         return again
+
+    def is_enough(self, seconds: float) -> bool:
+        """Tell whether a sweep that has taken so long may end."""
+        return seconds > LONG_S or (seconds > QUICK_S and self.is_settled())
 
     def is_settled(self) -> bool:
         """Tell whether the last variants of the design were predictable from those before them."""

@@ -410,6 +410,20 @@ def test_stairs_that_no_variant_shows_are_looked_for_but_not_twice(tmp_path, mon
     assert runtime.profiled == built
 
 
+def test_a_sweep_whose_time_is_up_ends_however_well_it_predicts(tmp_path, monkeypatch):
+    for name in ("QUICK_S", "LONG_S", "STAIRS_S"):
+        monkeypatch.setattr(f"hardware.sweeping.{name}", 0.0)
+    template, channels, layers, candidates = subject()
+    noisy = FakeRuntime(noise=0.3)
+
+    table = sweep(
+        template, channels, layers, candidates, noisy, SETTINGS,
+        empty_table(noisy), tmp_path / "table.json",
+    )  # fmt: skip
+
+    assert len(table.variants) == LEAST_BUILDS
+
+
 def test_every_sample_and_the_state_of_the_device_are_kept(tmp_path):
     template, channels, layers, _ = subject(lambda: templates.residual(blocks=1))
     runtime = FakeRuntime(noise=0.02)
