@@ -1,8 +1,9 @@
 """How far to trust a table: where another sweep of the same network would find its figures.
 
 An interval here is meant for another sweep's figure, not for a true value: that figure has an
-error of its own, so the interval is wider by the square root of two. What it rests on was measured
-in the same table: how far builds of one entry lie apart, and how far engines of one model.
+error of its own, so the interval is wider by the square root of two. It rests on what was measured
+in the same table (how far builds of one entry lie apart, and how far engines of one model), and on
+what another minute usually adds.
 """
 
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ USUAL_ENTRY = 0.03  # relative, where no entry was built twice
 # Engines of one model differ for as long as they live. The full network was built a few times
 # only, so what is usual counts as much as what those few tell.
 USUAL_ENGINE = 0.01
+# What another minute adds: caches and memory are shared with others, who slow large networks and
+# small ones down differently. Networks measured twice on a virtual machine, minutes apart.
+USUAL_MINUTE = 0.01
 MEDIAN_LOSS = 1.57  # variance of a median of many over that of their mean, normal distribution
 
 
@@ -52,7 +56,8 @@ class Spread:
         sampled = (latency.high_ms - latency.low_ms) / (2 * NORMAL_95 * latency.median_ms)
         engines, anchors = (variant.raw.engines, variant.raw.anchors) if variant.raw else (1, 1)
         built = self.engine * sqrt(1 / engines + 1 / anchors)
-        return _around(latency.median_ms, float(np.hypot(sampled, built)))
+        found = sqrt(sampled**2 + built**2 + USUAL_MINUTE**2)
+        return _around(latency.median_ms, found)
 
 
 def spread_of(table: LatencyTable) -> Spread:

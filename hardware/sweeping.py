@@ -41,10 +41,12 @@ LEAST_BUILDS, MOST_BUILDS = 14, 40
 RELATED_BUILDS, RELATED_SHARE = 4, 1 / 3
 SLOW_FAILURES = 3  # in a row, to measure again at the device's usual pace
 STAIR_BUILDS = 4  # more, at most, where stairs lie between measured widths
-# What is cheap is measured well: a sweep goes on for at least so long. From then to the longest it
-# ends when this many last variants are predicted this well (relative, root mean square) from those
-# before them; then come the stairs, until the latest of all.
-QUICK_S, LONG_S, STAIRS_S = 30.0, 45.0, 55.0
+# A minute. What is cheap is measured well: a sweep goes on for at least the first of these times;
+# from then to the second it ends when this many last variants are predicted this well (relative,
+# root mean square) from those before them. Then come the stairs, and what was measured while the
+# device was slower; of sweeps that take longer, for a fifth of their time.
+QUICK_S, LONG_S, STAIRS_S, SLOWED_S = 30.0, 48.0, 54.0, 58.0
+SLOWED_SHARE = 1.2
 SETTLED, SETTLED_ERROR = 5, 0.02
 
 
@@ -151,6 +153,7 @@ class _Sweep:
         self.channels, self.layers = channels, layers
         self.digest = digest_of(template)
         self.table, self.path = table, path
+        self.start_s = time.monotonic()
         self._stand: Stand | None = None
 
     @property
@@ -191,32 +194,26 @@ class _Sweep:
         most = builds if builds is not None else most
         shares: dict[str, float] = {}
         plans = design(self.layers, candidates, self.channels.branches, elsewhere, shares, seed)
-        start = time.monotonic()
         for number in range(1, most + 1):
             widths = complete_widths(self.channels, next(plans))
             if not self.table.holds(self.digest, widths):
-                if builds is None and number > least and self.is_enough(time.monotonic() - start):
+                if builds is None and number > least and self.is_enough():
                     break
                 self.add(widths)
             if number == 1:
                 shares.update(self.shares(widths))
             tell(number, most, "one narrowed network built and timed")
         if builds is None and not is_related:
-            self.refine(candidates, plans, start + STAIRS_S)
+            self.refine(candidates, plans)
 
     def add(self, widths: Mapping[str, int], purpose: str = "") -> None:
         """Measure a variant and save the table."""
         self.table = self.table.adding(*self.stand.measure(widths, self.table, purpose=purpose))
         self.table.save(self.path)
 
-    def refine(
-        self, candidates: Candidates, plans: Iterator[dict[str, int]], until_s: float
-    ) -> None:
+    def refine(self, candidates: Candidates, plans: Iterator[dict[str, int]]) -> None:
         """Measure widths at which stairs may lie, in networks that are otherwise designed."""
-        while (
-            sum(v.purpose == "stair" for v in self.variants) < STAIR_BUILDS
-            and time.monotonic() < until_s
-        ):
+        while self.seconds < STAIRS_S and self.stairs < STAIR_BUILDS:
             measured = [v.widths for v in self.variants]
             at_stairs = widths_at_stairs(self.table, self.layers, candidates, measured)
             if not at_stairs:
@@ -237,8 +234,10 @@ class _Sweep:
 
     def measure_slowed_again(self) -> None:
         """Measure again what was measured while the device was slower, until it stays so."""
-        failures = 0
+        failures, until_s = 0, max(SLOWED_S, SLOWED_SHARE * self.seconds)
         for variant in [v for v in self.measured if not self.table.is_at_pace(v)]:
+            if self.seconds > until_s:
+                return
             again = self.replace(variant)
             failures = 0 if self.table.is_at_pace(again) else failures + 1
             if failures == SLOW_FAILURES:
@@ -263,9 +262,19 @@ class _Sweep:
         self.table.save(self.path)
         return again
 
-    def is_enough(self, seconds: float) -> bool:
-        """Tell whether a sweep that has taken so long may end."""
-        return seconds > LONG_S or (seconds > QUICK_S and self.is_settled())
+    @property
+    def seconds(self) -> float:
+        """How long the sweep has taken."""
+        return time.monotonic() - self.start_s
+
+    @property
+    def stairs(self) -> int:
+        """How many variants were measured because of stairs."""
+        return sum(variant.purpose == "stair" for variant in self.variants)
+
+    def is_enough(self) -> bool:
+        """Tell whether the sweep may end."""
+        return self.seconds > LONG_S or (self.seconds > QUICK_S and self.is_settled())
 
     def is_settled(self) -> bool:
         """Tell whether the last variants of the design were predictable from those before them."""

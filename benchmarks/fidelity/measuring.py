@@ -13,13 +13,13 @@ from benchmarks.fidelity.records import Coverage, PlanTimes
 from benchmarks.fidelity.subjects import Candidates
 from benchmarks.neighbours import neighbour
 from hardware.carving import carve, keep_first
-from hardware.harvesting import ANCHORS, STEADY_PACE
+from hardware.harvesting import ANCHORS
 from hardware.keys import macs_of
 from hardware.predicting import predict_plan_ms
 from hardware.runtimes.base import Engine, EngineSettings, Runtime
 from hardware.spreads import spread_of
 from hardware.sweeping import complete_widths, digest_of, sweep
-from hardware.tables import LatencyTable, key_of, load_table
+from hardware.tables import STEADY_PACE, LatencyTable, key_of, load_table
 from hardware.timing import Protocol, Series, ratio, time_together
 from pipeline.analysing import Subject
 
@@ -30,7 +30,9 @@ BESIDE = range(4, 10)  # variants beside which a neighbour spins, where one is a
 # engines of one model differ by 3 % and more, and what else the hardware does hits small networks
 # otherwise than large ones, for minutes.
 PASSES = 3
-MOST_TAKES = 6  # of a plan in one pass, where the machine is slower than it was for the table
+# Where the machine is slower than it was for the table, a plan is measured again for so long in one
+# pass, and all plans together; then without the passes in which that did not help.
+PATIENCE_S, ALL_PATIENCE_S = 60.0, 400.0
 PROTOCOL = Protocol(
     warmup_s=0.2, min_samples=10, max_samples=100, max_seconds=0.6, relative_width=0.005
 )
@@ -111,7 +113,8 @@ def measure_plans(
 
     The first is the full network itself. All times are at the table's pace: what is measured now
     is divided by how much slower than in the table the full network is now. What a plan took is
-    the median of several passes over all plans.
+    the median of several passes over all plans, without those in which the machine was slower all
+    the time, as far as there are others.
     """
     runtime, settings = setting.runtime, setting.settings
     anchor_ms = table.anchors_ms[digest_of(subject.template)]
@@ -120,17 +123,24 @@ def measure_plans(
     named = [("full", whole), *plans]
     alone_ms: dict[int, float] = {}
     passes_ms: list[list[float]] = [[] for _ in named]
+    paces: list[list[float]] = [[] for _ in named]
+    patience_s = ALL_PATIENCE_S
     for turn in range(PASSES):
         anchors = [runtime.build(subject.template, settings) for _ in range(ANCHORS)]
         for number, (name, widths) in enumerate(named):
             model = carve(subject.template, subject.channels, keep_first(subject.channels, widths))
             engine = runtime.build(model, settings)
             anchors = [*anchors[1:], runtime.build(subject.template, settings)]
-            beside, series = _at_pace(runtime, anchors, engine, anchor_ms)
+            start = time.monotonic()
+            beside, series = _at_pace(
+                runtime, anchors, engine, anchor_ms, min(patience_s, PATIENCE_S)
+            )
             passes_ms[number].append(ratio(series, beside).estimate * anchor_ms)
+            paces[number].append(beside.latency.median_ms / anchor_ms)
+            if paces[number][-1] > 1 + STEADY_PACE:
+                patience_s = max(patience_s - (time.monotonic() - start), 0.0)
             if not turn:
-                drift = beside.latency.median_ms / anchor_ms
-                alone_ms[number] = isolated.sum_ms(subject.layers, widths, drift)
+                alone_ms[number] = isolated.sum_ms(subject.layers, widths, paces[number][-1])
             progress(
                 turn * len(named) + number + 1,
                 PASSES * len(named),
@@ -141,8 +151,9 @@ def measure_plans(
             name=name,
             widths=widths,
             predicted_ms=predict_plan_ms(table, subject.layers, widths),
-            measured_ms=float(np.median(passes_ms[number])),
+            measured_ms=at_best_pace(passes_ms[number], paces[number]),
             passes_ms=tuple(passes_ms[number]),
+            paces=tuple(round(pace, 4) for pace in paces[number]),
             isolated_ms=alone_ms[number],
             macs_ms=ms_per_mac * macs_of(subject.layers, widths),
             macs=macs_of(subject.layers, widths),
@@ -151,20 +162,33 @@ def measure_plans(
     ]
 
 
+def at_best_pace(passes_ms: Sequence[float], paces: Sequence[float]) -> float:
+    """Return the median of the passes at the table's pace; where there are none, at the best."""
+    least = max(1 + STEADY_PACE, min(paces))
+    return float(
+        np.median([ms for ms, pace in zip(passes_ms, paces, strict=True) if pace <= least])
+    )
+
+
 def _at_pace(
-    runtime: Runtime, anchors: Sequence[Engine], engine: Engine, anchor_ms: float
+    runtime: Runtime,
+    anchors: Sequence[Engine],
+    engine: Engine,
+    anchor_ms: float,
+    patience_s: float,
 ) -> tuple[Series, Series]:
-    """Time an engine beside the full network, again where that is slower than in the table.
+    """Time an engine beside the full network, again while that is slower than in the table.
 
     The pace is that of the full network alone: whether it is measured again, and which measurement
     counts, does not depend on what the engine took.
     """
     feeds = engine.random_feeds()
     timers = [[anchor.timer(feeds) for anchor in anchors], [engine.timer(feeds)]]
-    takes = []
-    for seed in range(MOST_TAKES):
+    takes: list[tuple[Series, Series]] = []
+    start = time.monotonic()
+    while not takes or time.monotonic() - start < patience_s:
         beside, series = time_together(
-            timers, PROTOCOL, seed=seed, foreign_s=lambda: runtime.counters().foreign_s
+            timers, PROTOCOL, seed=len(takes), foreign_s=lambda: runtime.counters().foreign_s
         )
         takes.append((beside, series))
         if beside.latency.median_ms <= (1 + STEADY_PACE) * anchor_ms:

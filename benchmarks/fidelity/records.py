@@ -6,6 +6,7 @@ import numpy as np
 
 from hardware.device import Device
 from hardware.storing import Record
+from hardware.tables import STEADY_PACE
 from hardware.watching import Disturbance
 
 
@@ -24,11 +25,18 @@ class PlanTimes(Record):
     name: str  # "random", or the share of all groups
     widths: Mapping[str, int]
     predicted_ms: float
-    measured_ms: float  # median of the passes
+    measured_ms: float  # median of the passes at the table's pace
     passes_ms: tuple[float, ...]  # each with engines loaded anew, minutes apart
+    paces: tuple[float, ...]  # what the full network took beside each, over the table's
     isolated_ms: float  # sum of layers that were timed alone
     macs_ms: float  # multiply-adds times a constant
     macs: int
+
+    @property
+    def steady_ms(self) -> tuple[float, ...]:
+        """The passes in which the machine was as fast as it was for the table."""
+        pairs = zip(self.passes_ms, self.paces, strict=True)
+        return tuple(ms for ms, pace in pairs if pace <= 1 + STEADY_PACE)
 
 
 class SecondRun(Record):
@@ -92,3 +100,12 @@ def errors_of(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> Er
         worst_error_pct=round(float(sizes.max()), 3),
         bias_pct=round(float(np.median(signed)), 3),
     )
+
+
+def repeated_of(plans: Sequence[PlanTimes]) -> Errors:
+    """Return how far the first pass over plans predicts the last; those at the table's pace."""
+    steady = [plan.steady_ms for plan in plans]
+    pairs = [(passes[0], passes[-1]) for passes in steady if len(passes) > 1]
+    pairs = pairs or [(plan.passes_ms[0], plan.passes_ms[-1]) for plan in plans]
+    first, last = zip(*pairs, strict=True)
+    return errors_of(first, last)

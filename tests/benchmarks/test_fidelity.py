@@ -6,8 +6,8 @@ from rich.console import Console
 
 from benchmarks.fidelity import __main__ as fidelity
 from benchmarks.fidelity.isolated import IsolatedTable, layer_model
-from benchmarks.fidelity.measuring import PASSES, Swept, coverage_of
-from benchmarks.fidelity.records import Result, errors_of
+from benchmarks.fidelity.measuring import PASSES, Swept, at_best_pace, coverage_of
+from benchmarks.fidelity.records import PlanTimes, Result, errors_of, repeated_of
 from benchmarks.fidelity.subjects import NETWORKS, held_out
 from hardware.keys import LayerKey, macs_of
 from hardware.layers import layers_of
@@ -167,3 +167,32 @@ def test_a_disturbed_run_says_so() -> None:
     fidelity.show(found, console)
 
     assert "The machine was not quiet" in console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("paces", "expected"),
+    [
+        ((1.0, 1.01, 0.99), 2.0),
+        ((1.4, 1.0, 1.4), 2.0),
+        ((1.4, 1.3, 1.5), 2.0),
+        ((1.0, 1.0, 2.0), 1.5),
+    ],
+)
+def test_passes_in_which_the_machine_was_slower_count_only_where_there_are_no_others(
+    paces, expected
+):
+    assert at_best_pace((1.0, 2.0, 6.0), paces) == expected
+
+
+def test_plans_repeat_as_far_as_the_machine_was_equally_fast():
+    def plan(passes_ms, paces):
+        return PlanTimes(
+            name="random", widths={}, predicted_ms=1.0, measured_ms=1.0, isolated_ms=1.0,
+            macs_ms=1.0, macs=1, passes_ms=passes_ms, paces=paces,
+        )  # fmt: skip
+
+    slowed = plan((9.0, 1.02, 1.0), (1.5, 1.0, 1.0))
+    slow = plan((9.0, 1.0, 1.0), (1.5, 1.5, 1.0))
+
+    assert repeated_of([slowed, slow]).worst_error_pct == pytest.approx(2.0)
+    assert repeated_of([slow]).worst_error_pct == pytest.approx(800.0)
