@@ -8,7 +8,7 @@ The table is built from nothing in a temporary folder. Every plan is then measur
 turns with the full network, in three passes over all plans. Sums of layers timed alone and
 multiply-adds predict the same plans in the same run; how well one pass predicts another says what
 the machine allows. Keep the machine quiet meanwhile: what others did is recorded. A plan beside
-which the full network is slower than in the table is measured again, for minutes if need be.
+which the full network is slower than in the table is measured again, for a while.
 """
 
 import argparse

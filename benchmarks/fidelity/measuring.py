@@ -32,7 +32,7 @@ BESIDE = range(4, 10)  # variants beside which a neighbour spins, where one is a
 PASSES = 3
 # Where the machine is slower than it was for the table, a plan is measured again for so long in one
 # pass, and all plans together; then without the passes in which that did not help.
-PATIENCE_S, ALL_PATIENCE_S = 60.0, 400.0
+PATIENCE_S, ALL_PATIENCE_S = 10.0, 90.0
 PROTOCOL = Protocol(
     warmup_s=0.2, min_samples=10, max_samples=100, max_seconds=0.6, relative_width=0.005
 )
