@@ -19,7 +19,6 @@ from hardware.channels import ChannelMap
 from hardware.designing import design
 from hardware.harvesting import PROTOCOL, Stand, complete_widths, digest_of
 from hardware.keys import Layer, LayerKey
-from hardware.predicting import predict_plan_ms
 from hardware.refining import widths_at_stairs
 from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.tables import LatencyTable, Variant
@@ -41,13 +40,10 @@ LEAST_BUILDS, MOST_BUILDS = 14, 40
 RELATED_BUILDS, RELATED_SHARE = 4, 1 / 3
 SLOW_FAILURES = 3  # in a row, to measure again at the device's usual pace
 STAIR_BUILDS = 4  # more, at most, where stairs lie between measured widths
-# A minute. What is cheap is measured well: a sweep goes on for at least the first of these times;
-# from then to the second it ends when this many last variants are predicted this well (relative,
-# root mean square) from those before them. Then come the stairs, and what was measured while the
-# device was slower; of sweeps that take longer, for a fifth of their time.
-QUICK_S, LONG_S, STAIRS_S, SLOWED_S = 30.0, 48.0, 54.0, 58.0
+# A minute: designed variants until the first of these times, then those at stairs, then what was
+# measured while the device was slower; in sweeps that take longer, for a fifth of their time.
+DESIGN_S, STAIRS_S, SLOWED_S = 48.0, 54.0, 58.0
 SLOWED_SHARE = 1.2
-SETTLED, SETTLED_ERROR = 5, 0.02
 
 
 def measure(
@@ -98,7 +94,7 @@ def sweep(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """Measure designed variants for about a minute, less where few suffice, saving after each.
+    """Measure designed variants for about a minute, saving after each.
 
     Then some more, at widths between which the time jumps, and once more what was measured beside
     a busy neighbour or while the device was slower than usual. Variants that the table holds are
@@ -114,9 +110,9 @@ def sweep(
         settings: how.
         table: measured so far.
         path: where the table is saved after every variant.
-        builds: variants of the design to hold in the end, and no others; None: 14 to 40, until
-            predictions are good or the time is up; at most a third of another network's where it
-            shares all kinds of layers.
+        builds: variants of the design to hold in the end, and no others; None: as many as a
+            minute allows, 14 to 40; at most a third of another network's where it shares all kinds
+            of layers.
         seed: of the design.
         progress: told (variants measured, expected, text) after each.
 
@@ -197,12 +193,13 @@ class _Sweep:
         for number in range(1, most + 1):
             widths = complete_widths(self.channels, next(plans))
             if not self.table.holds(self.digest, widths):
-                if builds is None and number > least and self.is_enough():
+                if builds is None and number > least and self.seconds > DESIGN_S:
                     break
                 self.add(widths)
             if number == 1:
                 shares.update(self.shares(widths))
-            tell(number, most, "one narrowed network built and timed")
+            expected = most if builds is not None else self.expected(number, least, most)
+            tell(number, expected, "one narrowed network built and timed")
         if builds is None and not is_related:
             self.refine(candidates, plans)
 
@@ -272,21 +269,10 @@ class _Sweep:
         """How many variants were measured because of stairs."""
         return sum(variant.purpose == "stair" for variant in self.variants)
 
-    def is_enough(self) -> bool:
-        """Tell whether the sweep may end."""
-        return self.seconds > LONG_S or (self.seconds > QUICK_S and self.is_settled())
-
-    def is_settled(self) -> bool:
-        """Tell whether the last variants of the design were predictable from those before them."""
-        # The first variant is the anchor itself: what ties this template's times to the table's.
-        held = [v for v in self.variants if not v.purpose][1:][-SETTLED:]
-        others = [v for v in self.table.variants if v.template == self.digest and v.purpose]
-        rest = self.table.without([*held, *others])
-        errors = [
-            predict_plan_ms(rest, self.layers, v.widths) / self.table.corrected_ms(v) - 1
-            for v in held
-        ]
-        return sum(error**2 for error in errors) <= len(errors) * SETTLED_ERROR**2
+    def expected(self, number: int, least: int, most: int) -> int:
+        """Return how many variants the time will allow, after so many."""
+        allowed = int(number * DESIGN_S / max(self.seconds, 1e-3)) + 1
+        return max(number, min(max(allowed, least), most))
 
     def seen_elsewhere(self) -> list[LayerKey]:
         """Return what other templates executed: known before this sweep, however often resumed."""

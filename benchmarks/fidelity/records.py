@@ -6,8 +6,9 @@ import numpy as np
 
 from hardware.device import Device
 from hardware.storing import Record
-from hardware.tables import STEADY_PACE
 from hardware.watching import Disturbance
+
+ONE_PACE = 1.1  # times of the full network within this are of a machine in one state
 
 
 class Errors(Record):
@@ -31,12 +32,6 @@ class PlanTimes(Record):
     isolated_ms: float  # sum of layers that were timed alone
     macs_ms: float  # multiply-adds times a constant
     macs: int
-
-    @property
-    def steady_ms(self) -> tuple[float, ...]:
-        """The passes in which the machine was as fast as it was for the table."""
-        pairs = zip(self.passes_ms, self.paces, strict=True)
-        return tuple(ms for ms, pace in pairs if pace <= 1 + STEADY_PACE)
 
 
 class SecondRun(Record):
@@ -103,9 +98,11 @@ def errors_of(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> Er
 
 
 def repeated_of(plans: Sequence[PlanTimes]) -> Errors:
-    """Return how far the first pass over plans predicts the last; those at the table's pace."""
-    steady = [plan.steady_ms for plan in plans]
-    pairs = [(passes[0], passes[-1]) for passes in steady if len(passes) > 1]
-    pairs = pairs or [(plan.passes_ms[0], plan.passes_ms[-1]) for plan in plans]
-    first, last = zip(*pairs, strict=True)
+    """Return how far the first pass over plans predicts the last, at about one pace."""
+    pairs = [
+        (plan.passes_ms[0], plan.passes_ms[-1])
+        for plan in plans
+        if max(plan.paces) <= ONE_PACE * min(plan.paces)
+    ]
+    first, last = zip(*(pairs or [(p.passes_ms[0], p.passes_ms[-1]) for p in plans]), strict=True)
     return errors_of(first, last)

@@ -394,7 +394,7 @@ def test_a_device_that_stays_slower_is_told_and_counts_less(tmp_path, caplog):
 
 
 def test_stairs_that_no_variant_shows_are_looked_for_but_not_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr("hardware.sweeping.QUICK_S", 0.0)
+    monkeypatch.setattr("hardware.sweeping.DESIGN_S", 0.0)
     template, channels, layers, candidates = subject(lambda: templates.residual(blocks=1))
     candidates["wide"] = tuple(range(2, 65, 2))  # more than the design can visit
     runtime, path = CountingRuntime(), tmp_path / "table.json"
@@ -410,8 +410,8 @@ def test_stairs_that_no_variant_shows_are_looked_for_but_not_twice(tmp_path, mon
     assert runtime.profiled == built
 
 
-def test_a_sweep_whose_time_is_up_ends_however_well_it_predicts(tmp_path, monkeypatch):
-    for name in ("QUICK_S", "LONG_S", "STAIRS_S"):
+def test_a_sweep_whose_time_is_up_ends(tmp_path, monkeypatch):
+    for name in ("DESIGN_S", "STAIRS_S"):
         monkeypatch.setattr(f"hardware.sweeping.{name}", 0.0)
     template, channels, layers, candidates = subject()
     noisy = FakeRuntime(noise=0.3)
