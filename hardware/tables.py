@@ -337,9 +337,9 @@ def _table(
 def usual_pace_ms(anchors_ms: Sequence[float]) -> float:
     """Return what the full network takes at the device's own pace.
 
-    The median of its times, without those in which the device was slower than usual: with two
-    threads a virtual machine whose processors share a core is a third slower, for seconds or
-    minutes, and what it then takes is no multiple of what it takes else.
+    The median of its times, without those in which the device was slower than usual: two threads
+    of a virtual machine take a third longer at times, for seconds or minutes, as if its processors
+    shared a core, and what a network takes then is no multiple of what it takes else.
     """
     least = (1 + STEADY_PACE) * float(np.quantile(anchors_ms, 0.25))
     return median(ms for ms in anchors_ms if ms <= least)
