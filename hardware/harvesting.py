@@ -35,10 +35,9 @@ PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
 # again at once.
 STEADY_WIDTH = 0.1
 STEADY_ADDITIVITY = 0.05
-MOST_PASSES = 2
+MOST_PASSES = 2  # a neighbour that stays is waited for elsewhere
 PACE_WARMUP = 2
 PACE_RUNS = 3  # of the full network after a profile, to tell at what pace that was taken
-CROWDED_PASSES = 2  # a neighbour that stays is waited for elsewhere
 LEAST_TO_EXPECT = 6  # variants before additivity is held against that of those before
 # Two engines of one model differ by up to 3 % for as long as they live (where their memory lies):
 # what everything is compared to is timed on several of them in turns, one of which is loaded anew
@@ -200,9 +199,8 @@ def _usual_additivity(known: Sequence[Variant]) -> Callable[[float], float]:
 def _is_disturbed(takes: Sequence[Take], usual: Usual) -> bool:
     """Tell whether something else ran during the best take so far, so that another is due."""
     best = min(takes, key=_disorder)
-    if best.disturbance.is_crowded:
-        return len(takes) < CROWDED_PASSES
-    return best.relative_width > STEADY_WIDTH or usual.is_off(best, _calmest(takes))
+    is_steady = best.relative_width <= STEADY_WIDTH and not usual.is_off(best, _calmest(takes))
+    return best.disturbance.is_crowded or not is_steady
 
 
 def _disorder(take: Take) -> tuple[bool, float]:
