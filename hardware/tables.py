@@ -175,12 +175,6 @@ class LatencyTable(Record):
         parts = [(variant, keys) if v == old else (v, known) for v in self.variants]
         return _table(self.key, parts, self.bundles, self.swept)
 
-    def without(self, variants: Sequence[Variant]) -> "LatencyTable":
-        """Return the table that these variants never entered; no sweep of it is at its end."""
-        keys = [entry.key for entry in self.entries]
-        kept = [(v, keys) for v in self.variants if v not in variants]
-        return _table(self.key, kept, self.bundles)
-
     def save(self, path: Path) -> None:
         """Write the table; the file appears whole. One line per entry and per variant.
 
