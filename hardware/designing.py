@@ -6,6 +6,7 @@ the layers cost. Pairs that two layers of one kind share are counted once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,10 @@ from hardware.keys import Kind, Layer, LayerKey
 
 Candidates = Mapping[str, tuple[int, ...]]
 EMPTIED_SHARE = 0.15  # of the branches, in each variant after the first ones
+# What a layer takes depends on the rest of the network too: caches keep more of a narrow one.
+# Widths drawn group by group make networks of middling size only, so every third variant is drawn
+# among widths up to such a share of the widest.
+CEILINGS = (1.0, 0.25, 1.0, 1.0, 0.5, 1.0)
 ASCENTS = 2  # passes of coordinate ascent per variant
 AGAIN = 1e-3  # what measuring a pair once more is worth, as a squared distance
 
@@ -54,18 +59,24 @@ def design(
     for widths in first:
         space.add(widths)
         yield widths
-    while True:
+    for ceiling in cycle(CEILINGS):
+        allowed = {name: _up_to(ceiling, widths) for name, widths in alive.items()}
         gone = [b for b in removable if generator.random() < EMPTIED_SHARE]
         fixed = {group: 0 for branch in gone for group in branch.groups}
-        widths = {n: int(generator.choice(w)) for n, w in alive.items()} | fixed
+        widths = {n: int(generator.choice(w)) for n, w in allowed.items()} | fixed
         for _ in range(ASCENTS):
             for name in generator.permutation([n for n in alive if n not in fixed]):
                 gains = [
-                    space.gain({**widths, name: width}, name, weights) for width in alive[name]
+                    space.gain({**widths, name: width}, name, weights) for width in allowed[name]
                 ]
-                widths[name] = alive[name][int(np.argmax(gains))]
+                widths[name] = allowed[name][int(np.argmax(gains))]
         space.add(widths)
         yield widths
+
+
+def _up_to(ceiling: float, widths: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the widths up to a share of the largest; the smallest where none is."""
+    return tuple(w for w in widths if w <= ceiling * max(widths)) or (min(widths),)
 
 
 def _emptied(widths: Mapping[str, int], branches: Iterable[Branch]) -> dict[str, int]:

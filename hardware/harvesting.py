@@ -24,10 +24,16 @@ from hardware.watching import Disturbance, between
 log = logging.getLogger(__name__)
 
 # Of one variant: the table's precision comes from many variants, not from many samples of one.
+# A sample is of several inferences where those are short: settling takes longer than they do.
 PROTOCOL = Protocol(
-    warmup_s=0.3, min_samples=10, max_samples=100, max_seconds=0.6, relative_width=0.03
+    warmup_s=0.3,
+    min_samples=10,
+    max_samples=100,
+    max_seconds=0.5,
+    relative_width=0.03,
+    min_sample_us=5000.0,
 )
-PROFILE_S = 0.3  # of profiling per variant
+PROFILE_S = 0.2  # of profiling per variant
 PROFILE_RUNS = (8, 50)  # fewest and most inferences profiled
 # A variant whose ratio to the full network is known worse than this (relative width of its
 # interval), whose nodes add up otherwise than those of the variants before it, or beside which the

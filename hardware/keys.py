@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from hardware.storing import Record
 
 Kind = tuple[str | int | tuple[int, ...], ...]
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 class LayerKey(Record):
@@ -31,6 +33,14 @@ class LayerKey(Record):
     def is_depthwise(self) -> bool:
         """Whether every channel is convolved with a filter of its own."""
         return self.conv_groups == self.in_channels > 1
+
+    @property
+    def weights(self) -> int:
+        """The number of weights that it reads, biases aside; 0 of operators without any."""
+        if self.operator not in WEIGHTED:
+            return 0
+        channels = self.in_channels * self.out_channels // max(self.conv_groups, 1)
+        return channels * prod(self.kernel)
 
     def at(self, in_channels: int, out_channels: int, *, thinned: bool = False) -> "LayerKey":
         """Return the key of the same layer at other channel counts; depthwise stays depthwise."""

@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+from hardware.contexts import contexts_of, elements_in, elements_of
 from hardware.errors import MissingLatencyError
 from hardware.fitting import Calibration, FamilyModel, calibrate, fit_families
 from hardware.keys import Kind, Layer, LayerKey
@@ -49,15 +50,16 @@ def costs(
         table: of one device.
         layers: of the template.
         candidates: widths per group, ascending; groups that are not named stay whole.
-        around: where the costs of layers of more than two groups are exact (they are linearised:
-            plan again around the plan found); None: where those groups are whole.
+        around: where the costs are exact (layers take longer the more memory the whole network
+            moves, and those of more than two groups are linearised: plan again around the plan
+            found); None: where all groups are whole.
 
     Raises:
         MissingLatencyError: a kind of layer that was never measured.
     """
-    prices = _Prices(table, layers)
     whole = {name: max(widths) for name, widths in candidates.items()}
     around = {**whole, **{n: w for n, w in (around or {}).items() if n in whole}}
+    prices = _Prices(table, layers, _elements_at(layers, around))
     pieces = [piece for layer in layers for piece in _pieces(layer, candidates, around)]
     prices.learn(key for _, terms in pieces for keys, _ in terms for key in keys if key)
     found = [_cost(layer_piece, terms, prices) for layer_piece, terms in pieces]
@@ -103,6 +105,12 @@ def predict_ms(costs: Iterable[LayerCost], candidates: Candidates, widths: Width
             place.append(candidates[name].index(width))
         total_us += float(cost.cost_us[tuple(place)])
     return total_us / 1000
+
+
+def _elements_at(layers: Iterable[Layer], widths: Widths) -> int:
+    """Return the number of elements that a network of these widths reads and writes."""
+    keys = [layer.key_at(widths) for layer in layers]
+    return elements_of([key for key in keys if key is not None])
 
 
 def layer_times(
@@ -190,9 +198,13 @@ def _cost(piece: _Piece, terms: Terms, prices: "_Prices") -> LayerCost:
 class _Prices:
     """What every key costs end to end: measured where it was, else estimated, then calibrated."""
 
-    def __init__(self, table: LatencyTable, layers: Sequence[Layer]) -> None:
-        self.table = table
+    def __init__(self, table: LatencyTable, layers: Sequence[Layer], elements: int) -> None:
+        self.table, self.elements = table, elements
         self.kinds = {layer.key.kind for layer in layers}
+        self.contexts = contexts_of(table)
+        self.levelled_us = self.contexts.levelled_us(table)
+        keys = [entry.key for entry in table.entries]
+        self.levelled = dict(zip(keys, self.levelled_us.tolist(), strict=True))
         self.models: dict[Kind, FamilyModel] | None = None
         self.calibration = self._calibration()
         self.known: dict[LayerKey, float] = {}
@@ -203,8 +215,8 @@ class _Prices:
         by_kind: dict[Kind, list[LayerKey]] = {}
         raw: dict[LayerKey, float] = {}
         for key in wanted:
-            if (entry := self.table.by_key.get(key)) is not None:
-                raw[key] = entry.median_us
+            if key in self.levelled:
+                raw[key] = self.levelled[key]
             else:
                 by_kind.setdefault(key.kind, []).append(key)
         for kind, unseen in by_kind.items():
@@ -213,6 +225,7 @@ class _Prices:
             raw.update(zip(unseen, times.tolist(), strict=True))
         times_us = np.array([raw[key] for key in wanted])
         priced = times_us + self.calibration.corrections(wanted, times_us)
+        priced += self.contexts.extra_us(wanted, self.elements)
         priced = np.where(times_us > 0, np.maximum(priced, LEAST_SHARE * times_us), 0.0)
         self.known = dict(zip(wanted, priced.tolist(), strict=True))
 
@@ -227,8 +240,9 @@ class _Prices:
     def _model(self, kind: Kind, example: LayerKey) -> FamilyModel | None:
         if self.models is None:
             entries: dict[Kind, list[Entry]] = {}
-            for entry in self.table.entries:
-                entries.setdefault(entry.key.kind, []).append(entry)
+            for entry, level_us in zip(self.table.entries, self.levelled.values(), strict=True):
+                level = entry.model_copy(update={"median_us": level_us})
+                entries.setdefault(entry.key.kind, []).append(level)
             self.models = fit_families(entries)
         if kind not in self.models and kind in self.kinds:
             raise MissingLatencyError(
@@ -247,7 +261,9 @@ class _Prices:
             times = np.array(variant.times_us)
             if len(places) and times[ours[places]].sum() >= 0.9 * times.sum():
                 rows.append(np.bincount(places, minlength=len(entries)))
-                targets.append(1000 * self.table.corrected_ms(variant))
+                keys = [entries[place].key for place in places]
+                extra = self.contexts.extra_us(keys, elements_in(self.table, variant)).sum()
+                targets.append(1000 * self.table.corrected_ms(variant) - extra)
                 # A 95 % interval is four standard deviations wide.
                 latency, slower = variant.end_to_end, max(self.table.drift(variant) - 1, 0.0)
                 sampled_us = 250 * (latency.high_ms - latency.low_ms)
@@ -256,7 +272,7 @@ class _Prices:
         used = np.flatnonzero(counts.any(axis=0))
         return calibrate(
             [entries[i].key for i in used],
-            np.array([entries[i].median_us for i in used]),
+            self.levelled_us[used],
             counts[:, used],
             np.array(targets),
             np.array(uncertain),

@@ -18,7 +18,7 @@ from pipeline.diagnosing import applicability_warning
 from pipeline.errors import PlanError, RecipeError
 from pipeline.models import load_network
 from pipeline.recipe import Recipe, TargetSection
-from pipeline.targeting import AIM, FittedPlan, Stages, Wishes, weigh
+from pipeline.targeting import AIM, FittedPlan, Stages, Wishes, allocate_settled, weigh
 from pipeline.workspace import Workspace
 
 
@@ -188,33 +188,21 @@ def _table_of(recipe: Recipe) -> tuple[LatencyTable, Path]:
 def _fit(
     subject: Subject, wishes: Wishes, table: LatencyTable, baseline_ms: float, recipe: Recipe
 ) -> FittedPlan:
-    """Plan twice: the second time linearised around the widths that the first one found."""
+    """Return the plan that the table predicts to meet the target."""
     target = recipe.target
     share = target.latency_ratio
     if share is None:
         assert target.latency_ms is not None  # the recipe demands one of the two
         share = min(1.0, target.latency_ms / baseline_ms)
     target_ms = share ** (1 / recipe.plan.rounds) * baseline_ms
-    around = None
-    for _ in range(2):
-        costs = predicting.costs(table, subject.layers, wishes.candidates, around)
-        allocation = planning.allocate(
-            subject.channels,
-            wishes.candidates,
-            wishes.values,
-            costs,
-            target_us=1000 * AIM * target_ms,
-            time_limit_s=recipe.plan.time_limit_s,
-            floors=wishes.floors,
-        )
-        around = allocation.widths
+    allocation = allocate_settled(subject, wishes, table, AIM * target_ms, None, recipe.plan)
     plan = planning.make_plan(
         subject.channels,
         wishes.floors,
         wishes.saliency,
         wishes.candidates,
         wishes.values,
-        predicting.costs(table, subject.layers, wishes.candidates, around),
+        predicting.costs(table, subject.layers, wishes.candidates, allocation.widths),
         allocation,
         target_ms=target_ms,
         baseline_ms=baseline_ms,

@@ -28,6 +28,7 @@ from pipeline.recipe import PlanSection, Recipe
 from pipeline.records import Floor, Plan
 from pipeline.redundancy.removing import removals
 from pipeline.sensitivity import measure_damage
+from pipeline.solving import Allocation
 from pipeline.verifying import LOADS, time_engines
 from pipeline.views import group_views
 
@@ -44,6 +45,7 @@ Entry = TypeVar("Entry")
 AIM = 0.985
 LEAST_USED = 0.97
 CLOSED = 0.004
+SETTLING = 3  # plans anew, at most, before the first one is measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,20 +261,9 @@ def _turn(
     around: Mapping[str, int] | None,
     recipe: Recipe,
 ) -> tuple[LatencyTable, Plan, Round]:
-    """Plan for a latency, measure that plan, and explain it by the table that knows it now.
-
-    Layers of more than two groups enter the plan linearised around the widths of the turn before.
-    """
+    """Plan for a latency, measure that plan, and explain it by the table that knows it now."""
     baseline_ms = table.anchors_ms[sweeping.digest_of(subject.template)]
-    allocation = planning.allocate(
-        subject.channels,
-        wishes.candidates,
-        wishes.values,
-        predicting.costs(table, subject.layers, wishes.candidates, around),
-        target_us=1000 * spend_ms,
-        time_limit_s=recipe.plan.time_limit_s,
-        floors=wishes.floors,
-    )
+    allocation = allocate_settled(subject, wishes, table, spend_ms, around, recipe.plan)
     predicted_ms = predicting.predict_plan_ms(table, subject.layers, allocation.widths)
     table, measured_share = _measure(subject, allocation.widths, bench, table)
     plan = planning.make_plan(
@@ -293,6 +284,67 @@ def _turn(
         value=allocation.value,
     )
     return table, plan, done
+
+
+def allocate_settled(
+    subject: Subject,
+    wishes: Wishes,
+    table: LatencyTable,
+    spend_ms: float,
+    around: Mapping[str, int] | None,
+    section: PlanSection,
+) -> Allocation:
+    """Return the widths of most value by what layers cost in a network of about these widths.
+
+    Costs depend a little on the plan that they lead to. Without a plan to start from, they are
+    those of the full network, where no plan meets the target at these, of the narrowest; then the
+    plan is made anew at its own costs until it stays the same, a few times at most. Of these plans
+    the most valuable is taken that meets the target at its own costs.
+
+    Args:
+        subject: the network to narrow.
+        wishes: floors, candidates and their values.
+        table: latencies measured so far.
+        spend_ms: what the plan may be predicted to take.
+        around: widths of the plan before; None: there is none.
+        section: the planner's options.
+
+    Raises:
+        PlanError: no plan meets the target.
+    """
+
+    def found(near: Mapping[str, int] | None) -> Allocation:
+        return planning.allocate(
+            subject.channels,
+            wishes.candidates,
+            wishes.values,
+            predicting.costs(table, subject.layers, wishes.candidates, near),
+            target_us=1000 * spend_ms,
+            time_limit_s=section.time_limit_s,
+            floors=wishes.floors,
+        )
+
+    if around is not None:
+        return found(around)
+    try:
+        allocation = found(None)
+    except PlanError:  # at the costs of a network that is much larger than any plan
+        allocation = found({name: min(widths) for name, widths in wishes.candidates.items()})
+    tried = [allocation]
+    for _ in range(SETTLING):
+        try:
+            allocation = found(tried[-1].widths)
+        except PlanError:  # it was possible a moment ago: measuring tells
+            break
+        if any(allocation.widths == before.widths for before in tried):
+            break
+        tried.append(allocation)
+    meeting = [
+        one
+        for one in tried
+        if predicting.predict_plan_ms(table, subject.layers, one.widths) <= spend_ms
+    ]
+    return max(meeting, key=lambda one: one.value) if meeting else tried[-1]
 
 
 def _measure(

@@ -34,7 +34,12 @@ PASSES = 3
 # pass, and all plans together; then without the passes in which that did not help.
 PATIENCE_S, ALL_PATIENCE_S = 10.0, 90.0
 PROTOCOL = Protocol(
-    warmup_s=0.2, min_samples=10, max_samples=100, max_seconds=0.6, relative_width=0.005
+    warmup_s=0.2,
+    min_samples=10,
+    max_samples=100,
+    max_seconds=1.0,
+    relative_width=0.005,
+    min_sample_us=5000.0,
 )
 
 

@@ -83,7 +83,7 @@ def errors_of(table, layers, candidates, true_us):
 
 @pytest.mark.parametrize("make", [templates.residual, templates.depthwise])
 def test_unseen_plans_on_a_staircase_are_predicted_to_a_tenth_of_a_per_cent(make):
-    table, layers, candidates = learnt(make)
+    table, layers, candidates = learnt(make, builds=24)
 
     errors = errors_of(table, layers, candidates, lambda plan: exact_us(layers, plan) + OUTSIDE_US)
 

@@ -1,10 +1,18 @@
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.targeting import AIM, CLOSED, Aims
+from hardware.predicting import costs, predict_ms, predict_plan_ms
+from pipeline.analysing import Subject
+from pipeline.errors import PlanError
+from pipeline.recipe import PlanSection
+from pipeline.targeting import AIM, CLOSED, Aims, Wishes, allocate_settled
+from tests.hardware import templates
+from tests.hardware.test_contexts import learnt
 
 
 def test_a_plan_that_took_too_long_lowers_the_aim_by_as_much():
@@ -39,3 +47,25 @@ def test_the_bracket_closes_on_what_may_be_spent(error, step):
         aims = aims.after(used)
 
     assert 0.97 <= used <= 1 or aims.high - aims.low <= CLOSED
+
+
+def test_a_plan_is_made_at_the_costs_that_it_leads_to() -> None:
+    table, layers, candidates = learnt(2e-3)
+    _, channels = templates.residual()
+    subject = cast(Subject, SimpleNamespace(channels=channels, layers=layers))
+    values = {name: {w: float(w) for w in widths} for name, widths in candidates.items()}
+    wishes = Wishes(floors=(), saliency={}, candidates=candidates, values=values)
+    least = {name: min(widths) for name, widths in candidates.items()}
+    target_ms = 1.01 * predict_plan_ms(table, layers, least)
+    assert predict_ms(costs(table, layers, candidates), candidates, least) > target_ms
+
+    found = allocate_settled(subject, wishes, table, target_ms, None, PlanSection())
+
+    assert predict_plan_ms(table, layers, found.widths) <= target_ms
+
+    wide_ms = 0.9 * predict_plan_ms(table, layers, {n: max(w) for n, w in candidates.items()})
+    found = allocate_settled(subject, wishes, table, wide_ms, None, PlanSection())
+    assert 0.85 * wide_ms <= predict_plan_ms(table, layers, found.widths) <= wide_ms
+
+    with pytest.raises(PlanError):
+        allocate_settled(subject, wishes, table, 0.5 * target_ms, None, PlanSection())
