@@ -109,7 +109,7 @@ def predict_ms(costs: Iterable[LayerCost], candidates: Candidates, widths: Width
 
 def _elements_at(layers: Iterable[Layer], widths: Widths) -> int:
     """Return the number of elements that a network of these widths reads and writes."""
-    keys = [layer.key_at(widths) for layer in layers]
+    keys = [layer.key_at(widths) or layer.rest_key_at(widths) for layer in layers]
     return elements_of([key for key in keys if key is not None])
 
 
