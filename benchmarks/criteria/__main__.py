@@ -85,7 +85,7 @@ def _changes(options: argparse.Namespace) -> tuple[str, ...]:
         f"model.weights={options.weights}",
         f"data.source={options.images}",
         f"finetune.epochs={options.epochs}",
-        f"out={options.json.parent / 'runs'}",
+        f"out={options.json.with_suffix('')}",  # of its own: another target is another run
         *options.set,
     )
 

@@ -109,7 +109,8 @@ def report(found: Comparison) -> str:
         "# Criteria and redundancy measures",
         "",
         f"{setting['model']['name']} {setting['model']['arguments']}, full network {baseline}; "
-        f"{setting['finetune']['epochs']} epochs of fine-tuning; accuracies on the test images. "
+        f"images {setting['data']['source']}, epochs of fine-tuning: "
+        f"{setting['finetune']['epochs']}; accuracies on the test images. "
         f"Within noise: Welch's test, {100 * LEVEL:g} % over all comparisons together (Holm).",
         "",
     ]

@@ -60,7 +60,11 @@ def test_many_comparisons_need_more_to_be_sure() -> None:
 
 
 def test_the_report_names_what_cannot_be_planned() -> None:
-    setting = {"model": {"name": "net", "arguments": {}}, "finetune": {"epochs": 3}}
+    setting = {
+        "model": {"name": "net", "arguments": {}},
+        "data": {"source": "cifar10"},
+        "finetune": {"epochs": 3},
+    }
     found = Comparison(
         setting=setting, baseline_pct=92.5, criteria=tuple(results("random", 80, 81)),
         floors=tuple(results("none", 80, 81)), impossible={"graph": "No widths meet the target."},
