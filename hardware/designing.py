@@ -17,9 +17,9 @@ from hardware.keys import Kind, Layer, LayerKey
 Candidates = Mapping[str, tuple[int, ...]]
 EMPTIED_SHARE = 0.15  # of the branches, in each variant after the first ones
 # What a layer takes depends on the rest of the network too: caches keep more of a narrow one.
-# Widths drawn group by group make networks of middling size only, so every third variant is drawn
+# Widths drawn group by group make networks of middling size only, so every fourth variant is drawn
 # among widths up to such a share of the widest.
-CEILINGS = (1.0, 0.25, 1.0, 1.0, 0.5, 1.0)
+CEILINGS = (1.0, 0.25, 1.0, 1.0, 1.0, 0.5, 1.0, 1.0)
 ASCENTS = 2  # passes of coordinate ascent per variant
 AGAIN = 1e-3  # what measuring a pair once more is worth, as a squared distance
 
@@ -69,7 +69,10 @@ def design(
                 gains = [
                     space.gain({**widths, name: width}, name, weights) for width in allowed[name]
                 ]
-                widths[name] = allowed[name][int(np.argmax(gains))]
+                # Where nothing is gained the width stays as it was drawn: of many layers of one
+                # kind most are free, and would all end at the first of equals, the narrowest.
+                if max(gains) > gains[allowed[name].index(widths[name])]:
+                    widths[name] = allowed[name][int(np.argmax(gains))]
         space.add(widths)
         yield widths
 
