@@ -7,7 +7,8 @@ Two models, both small enough to be fitted again after every build:
   residuals interpolates between what was measured.
 - `Calibration`: sums of layers' times against end-to-end times. A Gaussian process again, in which
   what the profiler gets wrong is shared by all layers, by one kind of layer, by neighbouring
-  widths, or belongs to one entry; only as much is shared as the end-to-end times support.
+  widths, follows the multiply-adds, or belongs to one entry; only as much is shared as the
+  end-to-end times support.
 
 Reference:
     Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, sec. 2.2 (prediction),
@@ -18,6 +19,7 @@ Reference:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +41,11 @@ RESIDUAL_NOISE = (0.003, 0.01, 0.03)  # relative standard deviation of a measure
 # those of one kind, by neighbouring widths of a kind, of one entry alone; outside of the layers, of
 # the usual end-to-end time. End-to-end times tell which share of all these there is.
 ALL, KIND, NEAR, ENTRY, OUTSIDE = 0.05, 0.03, 0.02, 0.01, 0.03
+# And in proportion to a layer's multiply-adds, channels padded: where a profiler adds more to each
+# node than that takes (ONNX Runtime's on two threads makes a ResNet-56 twice as long), what is
+# left of the differences between profiled times is the work. Sixteen floats fill an AVX-512
+# register, and the blocks of channels that runtimes compute in.
+WORK, WORK_TILE = 0.03, 16
 SHARES = (0.1, 0.3, 1.0, 3.0)
 # What a profiler adds to every node: ONNX Runtime's 5 us, more than many a narrowed layer takes.
 NODE_US = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -297,7 +304,8 @@ def _shared(
 ) -> tuple[Array, Array]:
     """Return how far the errors of two sets of entries are shared, (a, b) each.
 
-    First, in us squared, of errors in proportion to the time; then of those per executed node.
+    First, in us squared, of errors in proportion to the time or to the work, as which the whole of
+    the second set takes as long as it does; then of those per executed node.
     """
     kinds: dict[Kind, int] = {}
     kind_a = np.array([kinds.setdefault(key.kind, len(kinds)) for key in a], dtype=np.intp)
@@ -322,7 +330,19 @@ def _shared(
     )
     formed = form_a[:, None] == form_b[None, :]
     per_node = executed * (1 + NODE_TAIL**2 * formed + NODE_KIND**2 * alike)
-    return np.outer(a_us, b_us) * relative, per_node
+    work_a, work_b = _padded_work(a), _padded_work(b)
+    us_per_mac = float(b_us.sum()) / max(float(work_b.sum()), 1.0)
+    by_work = executed * np.outer(work_a, work_b) * (WORK * us_per_mac) ** 2
+    return np.outer(a_us, b_us) * relative + by_work, per_node
+
+
+def _padded_work(keys: Sequence[LayerKey]) -> Array:
+    """Return the multiply-adds of layers whose channels fill whole tiles, (keys,)."""
+    counts = np.maximum(_counts(keys), 1)
+    padded = np.ceil(counts / WORK_TILE) * WORK_TILE / counts
+    single = [key.conv_groups > 1 for key in keys]  # grouped: one filter reads few channels
+    macs = np.array([key.batch * key.weights * prod(key.out_size) for key in keys], dtype=float)
+    return np.asarray(macs * padded[:, 1] * np.where(single, 1.0, padded[:, 0]))
 
 
 def _condition(spread: Array, noise: Array, values: Array) -> tuple[float, Array]:

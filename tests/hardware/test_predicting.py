@@ -6,6 +6,8 @@ import pytest
 
 from hardware.designing import design
 from hardware.errors import MissingLatencyError
+from hardware.fitting import calibrate
+from hardware.keys import LayerKey
 from hardware.layers import layers_of
 from hardware.predicting import OUTSIDE, costs, predict_ms
 from hardware.tables import LatencyTable, Variant
@@ -199,3 +201,35 @@ def test_a_width_that_is_no_candidate_is_an_error():
 
     with pytest.raises(MissingLatencyError, match="Width 5 of stream"):
         predict_ms(costs(table, layers, candidates), candidates, {"stream": 5})
+
+
+def test_work_is_found_behind_a_profiler_that_adds_more_than_layers_take():
+    generator = np.random.default_rng(0)
+    widths = range(4, 65, 4)
+    keys = [
+        LayerKey(
+            operator="Conv",
+            in_channels=inputs,
+            out_channels=outputs,
+            kernel=(3, 3),
+            in_size=(8, 8),
+            out_size=(8, 8),
+        )
+        for inputs in widths
+        for outputs in widths
+    ]
+    padded = [16 * ceil(k.in_channels / 16) * 16 * ceil(k.out_channels / 16) for k in keys]
+    true_us = 1 + np.array(padded) / 200
+    profiled_us = 15 + 0.5 * true_us + generator.uniform(-2, 2, len(keys))
+    counts = np.zeros((60, len(keys)))
+    for row in counts:
+        narrow = generator.integers(1, 17)
+        fitting = [i for i, k in enumerate(keys) if k.in_channels <= 4 * narrow]
+        np.add.at(row, generator.choice(fitting, 20), 1)
+    end_to_end_us = counts @ true_us
+
+    told = calibrate(keys, profiled_us, counts[:30], end_to_end_us[:30], np.full(30, 0.001 * 400))
+
+    predicted = profiled_us + told.corrections(keys, profiled_us)
+    errors = (counts[30:] @ predicted + told.outside_us) / end_to_end_us[30:] - 1
+    assert np.quantile(np.abs(errors), 0.95) < 0.05
