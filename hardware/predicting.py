@@ -19,7 +19,7 @@ Widths = Mapping[str, int]
 
 OUTSIDE = "(outside the layers)"
 LEAST_SHARE = 0.1  # of a layer's profiled time that corrections leave, whatever they say
-PACE_ERROR = 0.5  # how wrong a ratio to the full network is, as a share of what slowed the device
+PACE_ERROR = 0.5  # how wrong a ratio to the full network is, as a share of how far the pace was off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,9 +265,9 @@ class _Prices:
                 extra = self.contexts.extra_us(keys, elements_in(self.table, variant)).sum()
                 targets.append(1000 * self.table.corrected_ms(variant) - extra)
                 # A 95 % interval is four standard deviations wide.
-                latency, slower = variant.end_to_end, max(self.table.drift(variant) - 1, 0.0)
+                latency, off = variant.end_to_end, abs(self.table.drift(variant) - 1)
                 sampled_us = 250 * (latency.high_ms - latency.low_ms)
-                uncertain.append(float(np.hypot(sampled_us, PACE_ERROR * slower * targets[-1])))
+                uncertain.append(float(np.hypot(sampled_us, PACE_ERROR * off * targets[-1])))
         counts = np.array(rows, dtype=np.float64).reshape(len(rows), len(entries))
         used = np.flatnonzero(counts.any(axis=0))
         return calibrate(

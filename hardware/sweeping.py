@@ -233,15 +233,13 @@ class _Sweep:
 
     def measure_slowed_again(self, tell: Progress) -> None:
         """Measure again what was measured while the device was slower, the most slowed first."""
-        slowed = sorted(
-            (v for v in self.measured if not self.table.is_at_pace(v)), key=self.table.drift
-        )
+        slowed = sorted((v for v in self.measured if self.table.is_slowed(v)), key=self.table.drift)
         pauses, until_s = iter(PAUSES_S), self.seconds + SLOWED_S
         while slowed and self.seconds < until_s:
             again = self.replace(slowed.pop())
             done = len(self.measured)
             tell(done, done + len(slowed), "measured again: the device was slower than usual")
-            if self.table.is_at_pace(again):
+            if not self.table.is_slowed(again):
                 pauses = iter(PAUSES_S)
                 continue
             pause_s = next(pauses, None)

@@ -145,7 +145,11 @@ class LatencyTable(Record):
 
     def is_at_pace(self, variant: Variant) -> bool:
         """Tell whether the device was about as fast as usual when a variant was measured."""
-        return self.drift(variant) <= 1 + STEADY_PACE
+        return abs(self.drift(variant) - 1) <= STEADY_PACE
+
+    def is_slowed(self, variant: Variant) -> bool:
+        """Tell whether the device was slower than usual, so that waiting may help."""
+        return self.drift(variant) > 1 + STEADY_PACE
 
     def corrected_ms(self, variant: Variant) -> float:
         """Return a variant's end-to-end time as it would have been at the device's usual pace."""

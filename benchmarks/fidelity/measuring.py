@@ -118,8 +118,8 @@ def measure_plans(
 
     The first is the full network itself. All times are at the table's pace: what is measured now
     is divided by how much slower than in the table the full network is now. What a plan took is
-    the median of several passes over all plans, without those in which the machine was slower all
-    the time, as far as there are others.
+    the median of several passes over all plans, without those in which the machine was slower or
+    faster all the time, as far as there are others.
     """
     runtime, settings = setting.runtime, setting.settings
     anchor_ms = table.anchors_ms[digest_of(subject.template)]
@@ -156,7 +156,7 @@ def measure_plans(
             name=name,
             widths=widths,
             predicted_ms=predict_plan_ms(table, subject.layers, widths),
-            measured_ms=at_best_pace(passes_ms[number], paces[number]),
+            measured_ms=at_table_pace(passes_ms[number], paces[number]),
             passes_ms=tuple(passes_ms[number]),
             paces=tuple(round(pace, 4) for pace in paces[number]),
             isolated_ms=alone_ms[number],
@@ -167,12 +167,11 @@ def measure_plans(
     ]
 
 
-def at_best_pace(passes_ms: Sequence[float], paces: Sequence[float]) -> float:
-    """Return the median of the passes at the table's pace; where there are none, at the best."""
-    least = max(1 + STEADY_PACE, min(paces))
-    return float(
-        np.median([ms for ms, pace in zip(passes_ms, paces, strict=True) if pace <= least])
-    )
+def at_table_pace(passes_ms: Sequence[float], paces: Sequence[float]) -> float:
+    """Return the median of the passes at the table's pace; where there are none, of the nearest."""
+    off = [abs(pace - 1) for pace in paces]
+    most = max(STEADY_PACE, min(off))
+    return float(np.median([ms for ms, far in zip(passes_ms, off, strict=True) if far <= most]))
 
 
 def _at_pace(

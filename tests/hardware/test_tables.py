@@ -81,6 +81,15 @@ def test_the_usual_pace_is_that_of_the_undisturbed_device_even_where_it_was_rare
     assert [table.is_at_pace(v) for v in table.variants] == [True] * 3 + [False] * 4
 
 
+def test_a_device_faster_than_usual_is_off_its_pace_but_not_slowed():
+    table = LatencyTable(key=KEY)
+    for anchor_ms in (1.0, 1.0, 1.0, 1.0, 0.9, 1.1):
+        table = table.adding(variant([10.0], anchor_ms=anchor_ms), [conv(8, 8)])
+
+    assert [table.is_at_pace(v) for v in table.variants] == [True] * 4 + [False] * 2
+    assert [table.is_slowed(v) for v in table.variants] == [False] * 5 + [True]
+
+
 def test_a_variant_measured_again_takes_the_place_of_the_first_measurement():
     table = LatencyTable(key=KEY)
     for width, time_us in ((8, 10.0), (16, 90.0), (24, 30.0)):
