@@ -304,8 +304,8 @@ def _shared(
 ) -> tuple[Array, Array]:
     """Return how far the errors of two sets of entries are shared, (a, b) each.
 
-    First, in us squared, of errors in proportion to the time or to the work, as which the whole of
-    the second set takes as long as it does; then of those per executed node.
+    First, in us squared, of errors in proportion to the time, or to the work (times what the second
+    set takes per multiply-add); then of those per executed node.
     """
     kinds: dict[Kind, int] = {}
     kind_a = np.array([kinds.setdefault(key.kind, len(kinds)) for key in a], dtype=np.intp)
