@@ -234,23 +234,21 @@ class _Sweep:
     def measure_slowed_again(self, tell: Progress) -> None:
         """Measure again what was measured while the device was slower, the most slowed first."""
         slowed = sorted((v for v in self.measured if self.table.is_slowed(v)), key=self.table.drift)
-        pauses, until_s = iter(PAUSES_S), self.seconds + SLOWED_S
-        while slowed and self.seconds < until_s:
-            again = self.replace(slowed.pop())
-            done = len(self.measured)
-            tell(done, done + len(slowed), "measured again: the device was slower than usual")
-            if not self.table.is_slowed(again):
-                pauses = iter(PAUSES_S)
-                continue
-            pause_s = next(pauses, None)
-            if pause_s is None:
+        failures, until_s = 0, self.seconds + SLOWED_S
+        while slowed:
+            if failures > len(PAUSES_S) or self.seconds > until_s:
                 log.warning(
                     "This device was slower than usual while some of the table's latencies were "
-                    "measured, and is again; they count less. To measure all anew when it is "
+                    "measured, and was again; they count less. To measure all anew when it is "
                     "quiet, delete the table and profile again."
                 )
                 return
-            time.sleep(pause_s)
+            if failures:
+                time.sleep(PAUSES_S[failures - 1])
+            again = self.replace(slowed.pop())
+            failures = failures + 1 if self.table.is_slowed(again) else 0
+            done = len(self.measured)
+            tell(done, done + len(slowed), "measured again: the device was slower than usual")
 
     def replace(self, variant: Variant) -> Variant:
         """Measure a variant again; where that went better it takes the place of the old one."""
