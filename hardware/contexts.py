@@ -84,7 +84,11 @@ def contexts_of(table: LatencyTable) -> Contexts:
     told = _robust_weights(
         np.concatenate(features), np.concatenate(changes), np.concatenate(errors_us)
     )
-    return Contexts(us_per_element=told, usual=usual)
+    # No layer gains more by an e-fold than it takes: noise of a disturbed sweep claims that at times.
+    keys = list(again)
+    times_us = np.array([np.median(again[key][:, 1]) for key in keys])
+    most = (times_us[:, None] / np.maximum(_traffic(keys), 1.0)).min(axis=0)
+    return Contexts(us_per_element=np.minimum(told, most), usual=usual)
 
 
 def elements_of(keys: Sequence[LayerKey]) -> int:
