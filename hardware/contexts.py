@@ -84,7 +84,7 @@ def contexts_of(table: LatencyTable) -> Contexts:
     told = _robust_weights(
         np.concatenate(features), np.concatenate(changes), np.concatenate(errors_us)
     )
-    # No layer gains more by an e-fold than it takes: noise of a disturbed sweep claims that at times.
+    # No layer gains more by an e-fold than it takes; noise of a disturbed sweep may claim that.
     keys = list(again)
     times_us = np.array([np.median(again[key][:, 1]) for key in keys])
     most = (times_us[:, None] / np.maximum(_traffic(keys), 1.0)).min(axis=0)
