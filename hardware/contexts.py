@@ -23,7 +23,12 @@ Array = npt.NDArray[np.float64]
 
 LEAST_US = 1.0  # shorter layers say nothing of a few per cent
 USUAL_ERROR, LEAST_ERROR_US = 0.01, 0.1  # of one time, relative and absolute
+# Prior standard deviation of what an element gains per e-fold, as a share of what networks take per
+# element that they move. On quiet machines 0.02 to 0.3 were found; noise may claim twenty times as
+# much where little was measured twice.
+USUAL_GAIN = 0.1
 OUTLIER = 2.0  # standard deviations beyond which times count less
+LEAST_SCATTER = 0.1  # of times around what is found, in errors as above
 ROUNDS = 10  # of weighing outliers anew
 LEAST_LEFT = 0.3  # of a layer's time, whatever is taken off
 
@@ -81,14 +86,17 @@ def contexts_of(table: LatencyTable) -> Contexts:
         changes.append(centred[:, 1])
         error_us = USUAL_ERROR * float(np.median(pairs[:, 1])) + LEAST_ERROR_US
         errors_us.append(np.full(len(pairs), error_us))
+    per_element_us = [
+        1000 * variant.end_to_end.median_ms / max(elements_in(table, variant), 1)
+        for variant in table.variants
+    ]
     told = _robust_weights(
-        np.concatenate(features), np.concatenate(changes), np.concatenate(errors_us)
+        np.concatenate(features),
+        np.concatenate(changes),
+        np.concatenate(errors_us),
+        USUAL_GAIN * float(np.median(per_element_us)),
     )
-    # No layer gains more by an e-fold than it takes; noise of a disturbed sweep may claim that.
-    keys = list(again)
-    times_us = np.array([np.median(again[key][:, 1]) for key in keys])
-    most = (times_us[:, None] / np.maximum(_traffic(keys), 1.0)).min(axis=0)
-    return Contexts(us_per_element=np.minimum(told, most), usual=usual)
+    return Contexts(us_per_element=told, usual=usual)
 
 
 def elements_of(keys: Sequence[LayerKey]) -> int:
@@ -114,18 +122,25 @@ def _traffic(keys: Sequence[LayerKey]) -> Array:
     return np.array(rows, dtype=np.float64).reshape(-1, 3)
 
 
-def _robust_weights(features: Array, values: Array, errors: Array) -> Array:
-    """Return non-negative weights of the features; outliers count less and less."""
-    scale = np.maximum(np.abs(features).max(axis=0), 1e-12)
-    rows, wanted = features / scale / errors[:, None], values / errors
+def _robust_weights(features: Array, values: Array, errors: Array, usual: float) -> Array:
+    """Return non-negative weights of the features, at first thought to be about as large as usual.
+
+    Outliers count less and less; all values do where they scatter more than their errors say.
+    """
+    rows, wanted = features * (usual / errors[:, None]), values / errors
+    width = features.shape[1]
     sure = np.ones(len(rows))
-    told = np.zeros(features.shape[1])
+    told = np.zeros(width)
     for _ in range(ROUNDS):
-        told, _ = nnls(rows * sure[:, None], wanted * sure)
+        told, _ = nnls(
+            np.concatenate([rows * sure[:, None], np.eye(width)]),
+            np.concatenate([wanted * sure, np.zeros(width)]),
+        )
         off = np.abs(wanted - rows @ told)
-        usual = max(1.4826 * float(np.median(off)), 1e-3)
-        sure = np.sqrt(np.minimum(1.0, OUTLIER * usual / np.maximum(off, 1e-12)))
-    return np.asarray(told / scale)
+        scatter = max(1.4826 * float(np.median(off)), 1e-3)
+        sure = np.sqrt(np.minimum(1.0, OUTLIER * scatter / np.maximum(off, 1e-12)))
+        sure /= max(scatter, LEAST_SCATTER)
+    return np.asarray(told * usual)
 
 
 __all__ = ["Contexts", "contexts_of", "elements_in", "elements_of"]
