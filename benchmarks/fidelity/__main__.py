@@ -8,7 +8,8 @@ The table is built from nothing in a temporary folder. Every plan is then measur
 turns with the full network, in three passes over all plans. Sums of layers timed alone and
 multiply-adds predict the same plans in the same run; how well one pass predicts another says what
 the machine allows. Keep the machine quiet meanwhile: what others did is recorded. A plan beside
-which the full network is slower than in the table is measured again, for a while.
+which the full network is slower or faster than in the table is measured again, for a while; on a
+machine that others share, `--quiet` also waits for moments in which they leave the memory alone.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from benchmarks.fidelity.measuring import (
 )
 from benchmarks.fidelity.records import Errors, Result, SecondRun, errors_of, repeated_of
 from benchmarks.fidelity.subjects import NETWORKS, held_out, subject_of
+from benchmarks.quiet import SharedMemory
 from hardware.device import this_device
 from hardware.runtimes import RUNTIMES, get_runtime
 from hardware.runtimes.base import EngineSettings
@@ -43,7 +45,14 @@ def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Resu
     """Build the table, measure the plans, and return what was found."""
     runtime = get_runtime(options.runtime)
     settings = EngineSettings(threads=options.threads)
-    setting = Setting(runtime=runtime, settings=settings, seed=options.seed)
+    memory = SharedMemory(options.quiet)
+    setting = Setting(
+        runtime=runtime,
+        settings=settings,
+        seed=options.seed,
+        memory=memory,
+        patience_s=options.patience,
+    )
     path, after = folder / "table.json", {}
     for name in options.after:
         with shown.stage(f"Measuring {name} before") as progress:
@@ -66,6 +75,7 @@ def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Resu
     with shown.stage("Measuring plans that the table never saw") as progress:
         whole, *times = measure_plans(subject, plans, swept.table, setting, isolated, progress)
     measured = [plan.measured_ms for plan in times]
+    like = [plan for plan in times if plan.is_at_pace]
     scale = whole.measured_ms / whole.isolated_ms
     return Result(
         network=options.network,
@@ -76,6 +86,12 @@ def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Resu
         builds=swept.builds,
         table_seconds=round(swept.seconds, 2),
         **errors_of([plan.predicted_ms for plan in times], measured).model_dump(),
+        at_pace=errors_of([p.predicted_ms for p in like], [p.measured_ms for p in like])
+        if like
+        else None,
+        plans_at_pace=len(like),
+        quiet_ps=memory.limit_ps,
+        waited_s=round(memory.waited_s, 1),
         isolated=errors_of([plan.isolated_ms for plan in times], measured),
         isolated_scaled=errors_of([scale * plan.isolated_ms for plan in times], measured),
         isolated_builds=len(isolated.known_ms),
@@ -102,11 +118,14 @@ def show(found: Result, console: Console) -> None:
     alone = str(found.isolated_builds)
     for name, builds, errors in (
         ("in context", str(found.builds), ours),
+        (f"the same, {found.plans_at_pace} plans at the table's pace", "", found.at_pace),
         ("layers alone, added", alone, found.isolated),
         ("the same, scaled to the full network", alone, found.isolated_scaled),
         ("multiply-adds times a constant", "0", found.macs),
         ("the plan itself, measured before", "", found.repeated),
     ):
+        if errors is None:
+            continue
         numbers = [f"{getattr(errors, field):.2f}" for field in Errors.model_fields]
         table.add_row(name, builds, *numbers)
     console.print(table)
@@ -152,6 +171,20 @@ def main() -> None:
         "--neighbour",
         action="store_true",
         help="the same, and a process spins on one core during part of the second sweep",
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=90.0,
+        metavar="SECONDS",
+        help="of measuring plans again that did not meet the table's pace",
+    )
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        metavar="PS",
+        help="wait for moments in which reading a byte takes at most so many picoseconds; "
+        "python -m benchmarks.quiet says what is usual",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from benchmarks.fidelity.isolated import IsolatedTable
 from benchmarks.fidelity.records import Coverage, PlanTimes
 from benchmarks.fidelity.subjects import Candidates
 from benchmarks.neighbours import neighbour
+from benchmarks.quiet import CALM, SharedMemory
 from hardware.carving import carve, keep_first
 from hardware.harvesting import ANCHORS
 from hardware.keys import macs_of
@@ -20,7 +21,7 @@ from hardware.runtimes.base import Engine, EngineSettings, Runtime
 from hardware.spreads import spread_of
 from hardware.sweeping import complete_widths, digest_of, sweep
 from hardware.tables import STEADY_PACE, LatencyTable, key_of, load_table
-from hardware.timing import Protocol, Series, ratio, time_together
+from hardware.timing import Protocol, ratio, time_together
 from pipeline.analysing import Subject
 
 Progress = Callable[[int, int, str], None]
@@ -30,9 +31,10 @@ BESIDE = range(4, 10)  # variants beside which a neighbour spins, where one is a
 # engines of one model differ by 3 % and more, and what else the hardware does hits small networks
 # otherwise than large ones, for minutes.
 PASSES = 3
-# Where the machine is slower than it was for the table, a plan is measured again for so long in one
-# pass, and all plans together; then without the passes in which that did not help.
-PATIENCE_S, ALL_PATIENCE_S = 10.0, 90.0
+# Where the machine is not as it was for the table, a plan is measured again, for so long in one
+# pass; and after the passes, plans that never met the table's pace, as long as patience lasts.
+PATIENCE_S = 10.0
+CALM_S = 300.0  # a sweep begins in a quiet moment, if there is one within this
 PROTOCOL = Protocol(
     warmup_s=0.2,
     min_samples=10,
@@ -50,6 +52,8 @@ class Setting:
     runtime: Runtime
     settings: EngineSettings
     seed: int
+    memory: SharedMemory = field(default_factory=SharedMemory)
+    patience_s: float = 90.0  # of waiting for the table's pace, all plans together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,9 @@ def build_table(
 ) -> Swept:
     """Sweep a network into the table at that path, which may hold others or nothing yet."""
     key = key_of(setting.runtime, setting.settings, 1)
+    if not path.exists():
+        progress(0, 1, "waiting for a quiet moment")
+        setting.memory.wait(CALM_S, readings=CALM)
     start = time.perf_counter()
     table = load_table(path, key) if path.exists() else LatencyTable(key=key)
     before = len(table.variants)
@@ -119,7 +126,7 @@ def measure_plans(
     The first is the full network itself. All times are at the table's pace: what is measured now
     is divided by how much slower than in the table the full network is now. What a plan took is
     the median of several passes over all plans, without those in which the machine was slower or
-    faster all the time, as far as there are others.
+    faster, or others used the memory, as far as there are others.
     """
     runtime, settings = setting.runtime, setting.settings
     anchor_ms = table.anchors_ms[digest_of(subject.template)]
@@ -127,38 +134,41 @@ def measure_plans(
     ms_per_mac = anchor_ms / macs_of(subject.layers, whole)
     named = [("full", whole), *plans]
     alone_ms: dict[int, float] = {}
-    passes_ms: list[list[float]] = [[] for _ in named]
-    paces: list[list[float]] = [[] for _ in named]
-    patience_s = ALL_PATIENCE_S
-    for turn in range(PASSES):
+    passes: list[list[Pass]] = [[] for _ in named]
+    patience_s, turn = setting.patience_s, 0
+    due = list(range(len(named)))
+    while due and (turn < PASSES or patience_s > 0):
         anchors = [runtime.build(subject.template, settings) for _ in range(ANCHORS)]
-        for number, (name, widths) in enumerate(named):
+        for place, number in enumerate(due):
+            name, widths = named[number]
             model = carve(subject.template, subject.channels, keep_first(subject.channels, widths))
             engine = runtime.build(model, settings)
             anchors = [*anchors[1:], runtime.build(subject.template, settings)]
             start = time.monotonic()
-            beside, series = _at_pace(
-                runtime, anchors, engine, anchor_ms, min(patience_s, PATIENCE_S)
+            passes[number].append(
+                _at_pace(setting, anchors, engine, anchor_ms, min(patience_s, PATIENCE_S))
             )
-            passes_ms[number].append(ratio(series, beside).estimate * anchor_ms)
-            paces[number].append(beside.latency.median_ms / anchor_ms)
-            if paces[number][-1] > 1 + STEADY_PACE:
+            if turn >= PASSES or not passes[number][-1].is_at_pace:
                 patience_s = max(patience_s - (time.monotonic() - start), 0.0)
             if not turn:
-                alone_ms[number] = isolated.sum_ms(subject.layers, widths, paces[number][-1])
-            progress(
-                turn * len(named) + number + 1,
-                PASSES * len(named),
-                f"{name}: measured {passes_ms[number][-1]:.4g} ms",
-            )
+                pace = passes[number][-1].pace
+                alone_ms[number] = isolated.sum_ms(subject.layers, widths, pace)
+            done = min(turn, PASSES - 1) * len(named) + place + 1
+            told = f"{name}: measured {passes[number][-1].ms:.4g} ms"
+            progress(done, PASSES * len(named), told)
+        turn += 1
+        if turn >= PASSES:
+            due = [number for number in due if not any(one.is_at_pace for one in passes[number])]
     return [
         PlanTimes(
             name=name,
             widths=widths,
             predicted_ms=predict_plan_ms(table, subject.layers, widths),
-            measured_ms=at_table_pace(passes_ms[number], paces[number]),
-            passes_ms=tuple(passes_ms[number]),
-            paces=tuple(round(pace, 4) for pace in paces[number]),
+            measured_ms=at_table_pace(passes[number]),
+            passes_ms=tuple(one.ms for one in passes[number]),
+            paces=tuple(round(one.pace, 4) for one in passes[number]),
+            quiet=tuple(one.is_quiet for one in passes[number]),
+            is_at_pace=any(one.is_at_pace for one in passes[number]),
             isolated_ms=alone_ms[number],
             macs_ms=ms_per_mac * macs_of(subject.layers, widths),
             macs=macs_of(subject.layers, widths),
@@ -167,37 +177,59 @@ def measure_plans(
     ]
 
 
-def at_table_pace(passes_ms: Sequence[float], paces: Sequence[float]) -> float:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """One measurement of a plan, and how the machine was meanwhile."""
+
+    ms: float  # at the table's pace
+    pace: float  # what the full network took beside it, over the table's
+    is_quiet: bool = True  # others left the memory alone
+
+    @property
+    def is_at_pace(self) -> bool:
+        """Whether the machine was as it was for the table, as far as can be told."""
+        return self.is_quiet and abs(self.pace - 1) <= STEADY_PACE
+
+
+def at_table_pace(passes: Sequence[Pass]) -> float:
     """Return the median of the passes at the table's pace; where there are none, of the nearest."""
-    off = [abs(pace - 1) for pace in paces]
-    most = max(STEADY_PACE, min(off))
-    return float(np.median([ms for ms, far in zip(passes_ms, off, strict=True) if far <= most]))
+    quiet = [one for one in passes if one.is_quiet] or passes
+    most = max(STEADY_PACE, min(abs(one.pace - 1) for one in quiet))
+    return float(np.median([one.ms for one in quiet if abs(one.pace - 1) <= most]))
 
 
 def _at_pace(
-    runtime: Runtime,
+    setting: Setting,
     anchors: Sequence[Engine],
     engine: Engine,
     anchor_ms: float,
     patience_s: float,
-) -> tuple[Series, Series]:
-    """Time an engine beside the full network, again while that is slower than in the table.
+) -> Pass:
+    """Time an engine beside the full network, again while the machine is not as for the table.
 
-    The pace is that of the full network alone: whether it is measured again, and which measurement
-    counts, does not depend on what the engine took.
+    Only the full network and the memory are asked for that: whether it is measured again, and which
+    measurement counts, does not depend on what the engine took.
     """
+    runtime = setting.runtime
     feeds = engine.random_feeds()
     timers = [[anchor.timer(feeds) for anchor in anchors], [engine.timer(feeds)]]
-    takes: list[tuple[Series, Series]] = []
+    takes: list[Pass] = []
     start = time.monotonic()
     while not takes or time.monotonic() - start < patience_s:
+        setting.memory.wait(patience_s)
         beside, series = time_together(
             timers, PROTOCOL, seed=len(takes), foreign_s=lambda: runtime.counters().foreign_s
         )
-        takes.append((beside, series))
-        if beside.latency.median_ms <= (1 + STEADY_PACE) * anchor_ms:
+        takes.append(
+            Pass(
+                ms=ratio(series, beside).estimate * anchor_ms,
+                pace=beside.latency.median_ms / anchor_ms,
+                is_quiet=setting.memory.is_quiet(),
+            )
+        )
+        if takes[-1].is_at_pace:
             break
-    return min(takes, key=lambda take: take[0].latency.median_ms)
+    return min(takes, key=lambda take: (not take.is_quiet, abs(take.pace - 1)))
 
 
 def coverage_of(first: LatencyTable, again: Swept, digest: str) -> Coverage:

@@ -29,6 +29,8 @@ class PlanTimes(Record):
     measured_ms: float  # median of the passes at the table's pace
     passes_ms: tuple[float, ...]  # each with engines loaded anew, minutes apart
     paces: tuple[float, ...]  # what the full network took beside each, over the table's
+    quiet: tuple[bool, ...] = ()  # whether others left the memory alone, as far as that was asked
+    is_at_pace: bool = True  # one pass at least was at the table's pace, and quiet
     isolated_ms: float  # sum of layers that were timed alone
     macs_ms: float  # multiply-adds times a constant
     macs: int
@@ -68,6 +70,10 @@ class Result(Record):
     p95_error_pct: float
     worst_error_pct: float
     bias_pct: float
+    at_pace: Errors | None = None  # of the plans that met the machine as it was for the table
+    plans_at_pace: int = 0
+    quiet_ps: float | None = None  # memory is quiet where reading a byte takes at most this
+    waited_s: float = 0.0  # for quiet memory, in all
     isolated: Errors
     isolated_scaled: Errors  # the same sums, times what makes the full network right
     isolated_builds: int

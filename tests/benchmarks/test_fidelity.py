@@ -6,7 +6,7 @@ from rich.console import Console
 
 from benchmarks.fidelity import __main__ as fidelity
 from benchmarks.fidelity.isolated import IsolatedTable, layer_model
-from benchmarks.fidelity.measuring import PASSES, Swept, at_table_pace, coverage_of
+from benchmarks.fidelity.measuring import PASSES, Pass, Swept, at_table_pace, coverage_of
 from benchmarks.fidelity.records import PlanTimes, Result, errors_of, repeated_of
 from benchmarks.fidelity.subjects import NETWORKS, held_out
 from hardware.keys import LayerKey, macs_of
@@ -138,6 +138,7 @@ def test_a_run_writes_everything_and_a_related_network_needs_few_builds(
     found = load_record(Result, path)
     assert found.builds <= found.after["tiny"] / 3
     assert found.second_run.builds == 0
+    assert found.plans_at_pace == len(found.plans) and found.at_pace is not None
     assert len(found.plans) == 2 + 3
     assert found.worst_error_pct < 1.0 < found.macs.worst_error_pct
     for plan in found.plans:
@@ -182,7 +183,17 @@ def test_a_disturbed_run_says_so() -> None:
 def test_passes_in_which_the_machine_was_at_another_pace_count_only_where_there_are_no_others(
     paces, expected
 ):
-    assert at_table_pace((1.0, 2.0, 6.0), paces) == expected
+    passes = [Pass(ms=ms, pace=pace) for ms, pace in zip((1.0, 2.0, 6.0), paces, strict=True)]
+
+    assert at_table_pace(passes) == expected
+
+
+def test_passes_beside_which_others_used_the_memory_count_only_where_there_are_no_others():
+    disturbed = [Pass(ms=ms, pace=1.0, is_quiet=False) for ms in (1.0, 3.0)]
+
+    assert at_table_pace([*disturbed, Pass(ms=5.0, pace=1.0)]) == 5.0
+    assert at_table_pace(disturbed) == 2.0
+    assert not disturbed[0].is_at_pace
 
 
 def test_plans_repeat_as_far_as_the_machine_was_equally_fast():
