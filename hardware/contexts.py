@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from hardware.keys import LayerKey
+from hardware.pacing import paced_us
 from hardware.tables import LatencyTable, Variant
 
 Array = npt.NDArray[np.float64]
@@ -48,9 +49,8 @@ class Contexts:
     def levelled_us(self, table: LatencyTable) -> Array:
         """Return what the table's entries take in a network of the usual traffic, (entries,)."""
         times: list[list[float]] = [[] for _ in table.entries]
-        for variant in table.variants:
+        for variant, measured in zip(table.variants, paced_us(table), strict=True):
             keys = [table.entries[place].key for place in variant.entries]
-            measured = np.array(variant.times_us) / table.drift(variant)
             level = measured - self.extra_us(keys, elements_in(table, variant))
             level = np.maximum(level, LEAST_LEFT * measured)
             level = np.where(measured > LEAST_US, level, measured)
@@ -67,13 +67,12 @@ def contexts_of(table: LatencyTable) -> Contexts:
     """
     logs = [log(max(elements_in(table, variant), 1)) for variant in table.variants]
     seen: dict[LayerKey, list[tuple[float, float]]] = {}
-    for variant, elements in zip(table.variants, logs, strict=True):
+    for variant, times_us, elements in zip(table.variants, paced_us(table), logs, strict=True):
         if variant.is_crowded or not table.is_at_pace(variant):
             continue
-        for place, time_us in zip(variant.entries, variant.times_us, strict=True):
+        for place, time_us in zip(variant.entries, times_us.tolist(), strict=True):
             if time_us > LEAST_US:
-                found = (elements, time_us / table.drift(variant))
-                seen.setdefault(table.entries[place].key, []).append(found)
+                seen.setdefault(table.entries[place].key, []).append((elements, time_us))
     usual = float(np.median(logs)) if logs else 0.0
     again = {key: np.array(found) for key, found in seen.items() if len(found) > 1}
     if not again:
