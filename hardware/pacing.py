@@ -7,6 +7,10 @@ variants of a MobileNetV2, and plans that need what only that variant executed a
 time, and layers that took longer than in other variants. Either has other reasons as well (sums
 follow no straight line where the profiler takes most of the time; layers take longer in networks
 that move more memory). So only where they agree, the smaller counts.
+
+Reference:
+    Sen, "Estimates of the regression coefficient based on Kendall's tau", JASA 1968: the line of
+    end-to-end times over sums, here of both divided by the sum.
 """
 
 from statistics import median
@@ -15,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import theilslopes
 
-from hardware.tables import LatencyTable, Variant
+from hardware.tables import LatencyTable, Variant, pace_of
 
 Array = npt.NDArray[np.float64]
 
@@ -70,14 +74,13 @@ def _by_layers(table: LatencyTable) -> Array:
             seen[place].append((number, time_us))
     paces = np.ones(len(table.variants))
     for number, variant in enumerate(table.variants):
-        ratios = []
+        shared = []
         for place, time_us in _at_pace(table, variant):
             others = [other for i, other in seen[place] if i != number]
-            if others and time_us > LEAST_US and (usual := median(others)) > LEAST_US:
-                ratios.append((time_us / usual, time_us))
-        compared = sum(time_us for _, time_us in ratios)
-        if compared > LEAST_SHARE * sum(variant.times_us):
-            paces[number] = _weighted_median(ratios)
+            if others and min(time_us, median(others)) > LEAST_US:
+                shared.append((time_us, others))
+        if sum(time_us for time_us, _ in shared) > LEAST_SHARE * sum(variant.times_us):
+            paces[number] = pace_of(shared)
     return paces
 
 
@@ -85,13 +88,6 @@ def _at_pace(table: LatencyTable, variant: Variant) -> list[tuple[int, float]]:
     """Return each of a variant's entries and what it took, corrected for drift."""
     drift = table.drift(variant)
     return [(i, us / drift) for i, us in zip(variant.entries, variant.times_us, strict=True)]
-
-
-def _weighted_median(pairs: list[tuple[float, float]]) -> float:
-    """Return the median of values with their weights."""
-    values, weights = np.array(sorted(pairs)).T
-    passed = np.cumsum(weights)
-    return float(values[np.searchsorted(passed, passed[-1] / 2)])
 
 
 __all__ = ["paced_us", "profile_paces"]

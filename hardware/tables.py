@@ -318,7 +318,7 @@ def _table(
             for variant in members
             for place, time_us in zip(variant.entries, variant.times_us, strict=True)
         ]
-        pace = _pace([(us, [time for time, _ in seen[place]]) for place, us, _ in found])
+        pace = pace_of([(us, [time for time, _ in seen[place]]) for place, us, _ in found])
         anchors_ms[template] = anchor_ms / pace
         for place, us, samples in found:
             seen[place].append((us / pace, samples))
@@ -343,10 +343,13 @@ def usual_pace_ms(anchors_ms: Sequence[float]) -> float:
     return median(ms for ms in anchors_ms if ms <= least)
 
 
-def _pace(shared: Sequence[tuple[float, Sequence[float]]]) -> float:
-    """Return how much slower the device was for one template than for those before it.
+def pace_of(shared: Sequence[tuple[float, Sequence[float]]]) -> float:
+    """Return how much slower the device was than before, by what was measured both times.
 
-    What both executed tells, each by the time it took; 1 where they share nothing.
+    The median of the ratios, each weighed by the time it took; 1 where there are none.
+
+    Args:
+        shared: what each layer takes now, and what it took before, microseconds.
     """
     ratios = sorted((us / median(before), us) for us, before in shared if before and us > 0)
     half, passed = sum(weight for _, weight in ratios) / 2, 0.0

@@ -128,12 +128,40 @@ def measure_plans(
     the median of several passes over all plans, without those in which the machine was slower or
     faster, or others used the memory, as far as there are others.
     """
-    runtime, settings = setting.runtime, setting.settings
     anchor_ms = table.anchors_ms[digest_of(subject.template)]
     whole = complete_widths(subject.channels, {})
     ms_per_mac = anchor_ms / macs_of(subject.layers, whole)
     named = [("full", whole), *plans]
-    alone_ms: dict[int, float] = {}
+    passes, alone_ms = _all_passes(subject, named, anchor_ms, setting, isolated, progress)
+    return [
+        PlanTimes(
+            name=name,
+            widths=widths,
+            predicted_ms=predict_plan_ms(table, subject.layers, widths),
+            measured_ms=at_table_pace(found),
+            passes_ms=tuple(one.ms for one in found),
+            paces=tuple(round(one.pace, 4) for one in found),
+            quiet=tuple(one.is_quiet for one in found),
+            is_at_pace=any(one.is_at_pace for one in found),
+            isolated_ms=alone,
+            macs_ms=ms_per_mac * macs_of(subject.layers, widths),
+            macs=macs_of(subject.layers, widths),
+        )
+        for (name, widths), found, alone in zip(named, passes, alone_ms, strict=True)
+    ]
+
+
+def _all_passes(
+    subject: Subject,
+    named: Sequence[tuple[str, Mapping[str, int]]],
+    anchor_ms: float,
+    setting: Setting,
+    isolated: IsolatedTable,
+    progress: Progress,
+) -> tuple[list[list["Pass"]], list[float]]:
+    """Return every pass over each plan, and the sum of its layers timed alone."""
+    runtime, settings = setting.runtime, setting.settings
+    alone_ms: list[float] = []
     passes: list[list[Pass]] = [[] for _ in named]
     patience_s, turn = setting.patience_s, 0
     due = list(range(len(named)))
@@ -145,36 +173,18 @@ def measure_plans(
             engine = runtime.build(model, settings)
             anchors = [*anchors[1:], runtime.build(subject.template, settings)]
             start = time.monotonic()
-            passes[number].append(
-                _at_pace(setting, anchors, engine, anchor_ms, min(patience_s, PATIENCE_S))
-            )
-            if turn >= PASSES or not passes[number][-1].is_at_pace:
+            found = _at_pace(setting, anchors, engine, anchor_ms, min(patience_s, PATIENCE_S))
+            passes[number].append(found)
+            if turn >= PASSES or not found.is_at_pace:
                 patience_s = max(patience_s - (time.monotonic() - start), 0.0)
             if not turn:
-                pace = passes[number][-1].pace
-                alone_ms[number] = isolated.sum_ms(subject.layers, widths, pace)
+                alone_ms.append(isolated.sum_ms(subject.layers, widths, found.pace))
             done = min(turn, PASSES - 1) * len(named) + place + 1
-            told = f"{name}: measured {passes[number][-1].ms:.4g} ms"
-            progress(done, PASSES * len(named), told)
+            progress(done, PASSES * len(named), f"{name}: measured {found.ms:.4g} ms")
         turn += 1
         if turn >= PASSES:
             due = [number for number in due if not any(one.is_at_pace for one in passes[number])]
-    return [
-        PlanTimes(
-            name=name,
-            widths=widths,
-            predicted_ms=predict_plan_ms(table, subject.layers, widths),
-            measured_ms=at_table_pace(passes[number]),
-            passes_ms=tuple(one.ms for one in passes[number]),
-            paces=tuple(round(one.pace, 4) for one in passes[number]),
-            quiet=tuple(one.is_quiet for one in passes[number]),
-            is_at_pace=any(one.is_at_pace for one in passes[number]),
-            isolated_ms=alone_ms[number],
-            macs_ms=ms_per_mac * macs_of(subject.layers, widths),
-            macs=macs_of(subject.layers, widths),
-        )
-        for number, (name, widths) in enumerate(named)
-    ]
+    return passes, alone_ms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
