@@ -31,7 +31,7 @@ from hardware.runtimes.base import Array, Engine, EngineSettings, Feeds
 from hardware.runtimes.cuda import gpu_absent, this_gpu
 from hardware.runtimes.trt import RTX, TensorRt
 from hardware.storing import Record, save_record
-from hardware.sweeping import digest_of, measure
+from hardware.sweeping import measure
 from hardware.tables import key_of, table_path
 from hardware.timing import Latency, Protocol, time_together
 from pipeline.analysing import Subject
@@ -133,13 +133,12 @@ def check_table(
 
     swept = build_table(subject, candidates, setting, path, told)
     again = build_table(subject, candidates, setting, path, told)
-    full_ms = swept.table.anchors_ms[digest_of(subject.template)]
     errors = []
     for _, widths in held_out(candidates, subject.channels, plans, seed=1):
         parts = (subject.template, subject.channels, subject.layers)
         predicted = predict_plan_ms(swept.table, subject.layers, widths)
         _, variant = measure(*parts, widths, runtime, settings, swept.table)
-        measured = full_ms * variant.end_to_end.median_ms / variant.anchor_ms
+        measured = swept.table.corrected_ms(variant)
         errors.append(100 * (predicted / measured - 1))
     return Finding(
         name="trt, latency table",

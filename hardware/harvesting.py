@@ -1,4 +1,4 @@
-"""Build one narrowed network, time it beside the full one, and harvest where its time went."""
+"""Build one narrowed network, time it beside two others, and harvest where its time went."""
 
 import hashlib
 import logging
@@ -15,6 +15,7 @@ from hardware.carving import carve, keep_first
 from hardware.channels import ChannelMap
 from hardware.device import conditions
 from hardware.keys import Layer, LayerKey
+from hardware.references import narrow_widths
 from hardware.runtimes.base import Engine, EngineSettings, Feeds, NodeTime, Runtime, Timer
 from hardware.samples import samples_of
 from hardware.tables import STEADY_PACE, LatencyTable, Variant, usual_pace_ms
@@ -47,15 +48,16 @@ PACE_RUNS = 3  # of the full network after a profile, to tell at what pace that 
 LEAST_TO_EXPECT = 6  # variants before additivity is held against that of those before
 # Two engines of one model differ by up to 3 % for as long as they live (where their memory lies):
 # what everything is compared to is timed on several of them in turns, one of which is loaded anew
-# for every variant.
+# for every variant. So many of the full network, and of the narrow one.
 ANCHORS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
-    """One pass over a variant: its time, the full network's beside it, and its nodes' times."""
+    """One pass over a variant: its time, those of the networks beside it, and its nodes' times."""
 
-    anchor: Series
+    anchor: Series  # the full network
+    narrow: Series
     series: Series
     times: tuple[NodeTime, ...]
     after_ms: float  # what the full network took right after the profile
@@ -68,7 +70,7 @@ class Take:
 
 
 class Stand:
-    """The full network, built once and kept to time every variant beside it."""
+    """The full network and a narrow one, built once and kept to time every variant beside them."""
 
     def __init__(
         self,
@@ -82,7 +84,9 @@ class Stand:
         self.template, self.channels, self.layers = template, channels, layers
         self.runtime, self.settings, self.protocol = runtime, settings, protocol
         self.digest = digest_of(template)
+        self.narrow = carve(template, channels, keep_first(channels, narrow_widths(channels)))
         self.anchors = [runtime.build(template, settings) for _ in range(ANCHORS)]
+        self.narrows = [runtime.build(self.narrow, settings) for _ in range(ANCHORS)]
 
     def measure(
         self, widths: Mapping[str, int], table: LatencyTable, engines: int = 1, purpose: str = ""
@@ -102,7 +106,7 @@ class Stand:
         widths = complete_widths(self.channels, widths)
         model = carve(self.template, self.channels, keep_first(self.channels, widths))
         plain = [self.runtime.build(model, self.settings) for _ in range(engines)]
-        self._renew_anchor()
+        self._renew_anchors()
         profiled = self.runtime.build(model, self.settings, profile=True)
         usual = Usual(table, self.digest)
         takes = [self._take(plain, profiled, self.protocol, seed=len(table.variants))]
@@ -118,6 +122,7 @@ class Stand:
             end_to_end=latency,
             # Such that the quotient is the median over rounds, which drift hits least.
             anchor_ms=latency.median_ms / ratio(best.series, best.anchor).estimate,
+            narrow_ms=latency.median_ms / ratio(best.series, best.narrow).estimate,
             sum_us=round(sum(time.time_us for time in times), 2),
             samples=_profile_runs(latency.median_ms) * len(calm),
             entries=tuple(range(len(found))),
@@ -125,25 +130,26 @@ class Stand:
             purpose=purpose,
             disturbance=best.disturbance,
             conditions=conditions(),
-            raw=samples_of(best.series, best.anchor, engines, len(self.anchors)),
+            raw=samples_of(best.series, best.anchor, engines, len(self.anchors), best.narrow),
         )
         log.debug("%s: %.3f ms, additivity %.3f", widths, latency.median_ms, variant.additivity)
         return variant, tuple(key for key, _ in found)
 
-    def _renew_anchor(self) -> None:
-        """Load the oldest of the full network's engines anew."""
+    def _renew_anchors(self) -> None:
+        """Load the oldest of the full network's engines anew, and of the narrow one's."""
         # Built before the old one goes, so that it does not get the same memory.
         self.anchors = [*self.anchors[1:], self.runtime.build(self.template, self.settings)]
+        self.narrows = [*self.narrows[1:], self.runtime.build(self.narrow, self.settings)]
 
     def _take(
         self, plain: Sequence[Engine], profiled: Engine, protocol: Protocol, seed: int
     ) -> Take:
-        """Time a variant once, with the full network in turns, then node by node."""
+        """Time a variant once, in turns with the full network and the narrow one, then by node."""
         feeds = plain[0].random_feeds()
         before = self.runtime.counters()
         anchors = _timers(self.anchors, feeds)
-        anchor, series = time_together(
-            [anchors, _timers(plain, feeds)],
+        anchor, narrow, series = time_together(
+            [anchors, _timers(self.narrows, feeds), _timers(plain, feeds)],
             protocol,
             seed=seed,
             foreign_s=lambda: self.runtime.counters().foreign_s,
@@ -151,6 +157,7 @@ class Stand:
         times = profiled.node_times(feeds, _profile_runs(series.latency.median_ms))
         return Take(
             anchor=anchor,
+            narrow=narrow,
             series=series,
             times=times,
             after_ms=_pace_ms(anchors[-1]),

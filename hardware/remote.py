@@ -153,8 +153,9 @@ def _refuse_odd(path: Path, table: LatencyTable, template: str, layers: Sequence
             "one. Run the same `espalier measure` again on the device; it continues."
         )
     for variant in table.variants:
-        numbers = (*variant.times_us, variant.anchor_ms, variant.sum_us)
-        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+        numbers = (*variant.times_us, variant.anchor_ms, variant.narrow_ms, variant.sum_us)
+        is_time = all(math.isfinite(number) and number >= 0 for number in numbers)
+        if not is_time or not variant.anchor_ms:
             raise StorageError(f"{path} is damaged: it holds times that are none.")
     for variant in ours:
         executed = [table.entries[index].key for index in variant.entries]

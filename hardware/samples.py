@@ -22,8 +22,9 @@ class Samples(Record):
     variant: str
     anchor: str
     disturbed: str  # rounds in which something else used the processor
+    narrow: str = ""  # of the narrow network, likewise in turns
     engines: int = 1  # of the variant, in turns
-    anchors: int = 1  # of the full network, in turns
+    anchors: int = 1  # of the full network, in turns; and of the narrow one
 
     def variant_us(self) -> npt.NDArray[np.float32]:
         """Return the variant's samples, microseconds; raises StorageError where damaged."""
@@ -33,27 +34,36 @@ class Samples(Record):
         """Return the full network's samples, microseconds; raises StorageError where damaged."""
         return _unpacked(self.anchor, "<f4")
 
+    def narrow_us(self) -> npt.NDArray[np.float32]:
+        """Return the narrow network's, none where it was not timed; raises StorageError."""
+        return _unpacked(self.narrow, "<f4") if self.narrow else np.empty(0, dtype=np.float32)
+
     def is_disturbed(self) -> npt.NDArray[np.bool_]:
         """Return which rounds were disturbed; raises StorageError where damaged."""
         return _unpacked(self.disturbed, "u1").astype(bool)
 
 
-def samples_of(variant: Series, anchor: Series, engines: int, anchors: int) -> Samples:
-    """Return the samples of two series that were timed together.
+def samples_of(
+    variant: Series, anchor: Series, engines: int, anchors: int, narrow: Series | None = None
+) -> Samples:
+    """Return the samples of series that were timed together.
 
     Args:
         variant: of the narrowed network.
         anchor: of the full network.
         engines: so many of the variant took turns.
         anchors: so many of the full network took turns.
+        narrow: of the narrow network, of which as many did.
     """
-    marks = [x or y for x, y in zip(variant.tainted, anchor.tainted, strict=True)]
+    every = [series.tainted for series in (variant, anchor, narrow) if series is not None]
+    marks = [any(round_) for round_ in zip(*every, strict=True)]
     return Samples(
         variant=_packed(1000 * np.array(variant.samples_ms), "<f4"),
         anchor=_packed(1000 * np.array(anchor.samples_ms), "<f4"),
         disturbed=_packed(marks, "u1"),
         engines=engines,
         anchors=anchors,
+        narrow=_packed(1000 * np.array(narrow.samples_ms), "<f4") if narrow is not None else "",
     )
 
 

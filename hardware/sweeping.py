@@ -256,7 +256,7 @@ class _Sweep:
         again, keys = self.stand.measure(
             variant.widths, self.table, engines, purpose=variant.purpose
         )
-        is_calmer = variant.is_crowded or again.anchor_ms < variant.anchor_ms
+        is_calmer = variant.is_crowded or self.table.drift(again) < self.table.drift(variant)
         if again.is_crowded or not is_calmer:
             return again
         old = next(v for v in self.table.variants if _is_same(v, variant))

@@ -2,9 +2,9 @@
 
 A table keeps every *variant* of a template that was built: its widths, its end-to-end time, and
 what each of its layers took. The *entries* are the summary by what was executed, so that networks
-of one family share them. Times of different moments are compared through the *anchor*, the full
-network, which is timed beside every variant: an entry is what its layer would have taken while the
-anchor took its usual time (`usual_pace_ms`).
+of one family share them. Times of different moments are compared through the *anchors*, the full
+network and a narrow one, which are timed beside every variant: an entry is what its layer would
+have taken while they took their usual times (`usual_pace_ms`).
 """
 
 import json
@@ -18,6 +18,7 @@ import numpy as np
 from hardware.device import Device
 from hardware.errors import DeviceMismatchError, MissingLatencyError, StorageError
 from hardware.keys import LayerKey
+from hardware.references import References
 from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.samples import Samples
 from hardware.storing import Record, load_record, write_whole
@@ -75,6 +76,7 @@ class Variant(Record):
     widths: Mapping[str, int]  # of every prunable group
     end_to_end: Latency  # with the profiler off
     anchor_ms: float  # what the full network took, timed in turns with this variant
+    narrow_ms: float = 0.0  # likewise the narrow network; 0: not timed
     sum_us: float  # of all executed nodes, with the profiler on
     samples: int  # inferences with the profiler on
     entries: tuple[int, ...]
@@ -90,6 +92,11 @@ class Variant(Record):
         return self.disturbance is not None and self.disturbance.is_crowded
 
     @property
+    def beside(self) -> References:
+        """What the networks took that were timed in turns with it."""
+        return References(full_ms=self.anchor_ms, narrow_ms=self.narrow_ms)
+
+    @property
     def additivity(self) -> float:
         """End-to-end time over the sum of the nodes' times: 1 where times simply add up."""
         return 1000 * self.end_to_end.median_ms / self.sum_us
@@ -100,6 +107,7 @@ class LatencyTable(Record):
 
     key: TableKey
     anchors_ms: Mapping[str, float] = {}  # per template: the full network at the table's pace
+    narrows_ms: Mapping[str, float] = {}  # likewise the narrow one, where it was timed
     bundles: tuple[str, ...] = ()  # digests of the bundles that it was measured from
     swept: tuple[str, ...] = ()  # sweeps that came to their end; what they want is all there
     entries: tuple[Entry, ...] = ()
@@ -139,9 +147,15 @@ class LatencyTable(Record):
             f"{seen or 'none'}. Measure a network that contains it: espalier profile."
         )
 
+    def references(self, template: str) -> References:
+        """Return what a template's full and narrow network take at the table's pace."""
+        narrow_ms = self.narrows_ms.get(template, 0.0)
+        return References(full_ms=self.anchors_ms[template], narrow_ms=narrow_ms)
+
     def drift(self, variant: Variant) -> float:
-        """Return how much slower than usual the device was when a variant was measured."""
-        return variant.anchor_ms / self.anchors_ms[variant.template]
+        """Return how much slower than usual the device was for a variant when it was measured."""
+        usual = self.references(variant.template)
+        return variant.beside.slowdown(usual, variant.end_to_end.median_ms)
 
     def is_at_pace(self, variant: Variant) -> bool:
         """Tell whether the device was about as fast as usual when a variant was measured."""
@@ -194,6 +208,7 @@ class LatencyTable(Record):
         head = (
             f'{{"schema": {self.SCHEMA},\n"key": {json.dumps(self.key.model_dump(mode="json"))},\n'
             f'"anchors_ms": {json.dumps(dict(self.anchors_ms))},\n'
+            f'"narrows_ms": {json.dumps(dict(self.narrows_ms))},\n'
             f'"bundles": {json.dumps(self.bundles)},\n"swept": {json.dumps(self.swept)}'
         )
         body = "".join(f',\n"{name}": [\n{lines}\n]' for name, lines in lists.items())
@@ -310,21 +325,24 @@ def _table(
         variants.append(variant.model_copy(update={"entries": places}))
         by_template.setdefault(variant.template, []).append(variants[-1])
     seen: list[list[tuple[float, int]]] = [[] for _ in index]
-    anchors_ms = {}
+    anchors_ms, narrows_ms = {}, {}
     for template, members in by_template.items():
-        anchor_ms = usual_pace_ms([variant.anchor_ms for variant in members])
-        found = [
-            (place, time_us * anchor_ms / variant.anchor_ms, variant.samples)
-            for variant in members
-            for place, time_us in zip(variant.entries, variant.times_us, strict=True)
-        ]
+        usual = _usual(members)
+        found = []
+        for variant in members:
+            drift = variant.beside.slowdown(usual, variant.end_to_end.median_ms)
+            for place, time_us in zip(variant.entries, variant.times_us, strict=True):
+                found.append((place, time_us / drift, variant.samples))
         pace = pace_of([(us, [time for time, _ in seen[place]]) for place, us, _ in found])
-        anchors_ms[template] = anchor_ms / pace
+        anchors_ms[template] = usual.full_ms / pace
+        if usual.narrow_ms:
+            narrows_ms[template] = usual.narrow_ms / pace
         for place, us, samples in found:
             seen[place].append((us / pace, samples))
     return LatencyTable(
         key=key,
         anchors_ms=anchors_ms,
+        narrows_ms=narrows_ms,
         bundles=tuple(dict.fromkeys(bundles)),
         swept=tuple(dict.fromkeys(swept)),
         entries=tuple(_entry(k, found) for k, found in zip(index, seen, strict=True)),
@@ -332,8 +350,17 @@ def _table(
     )
 
 
+def _usual(variants: Sequence[Variant]) -> References:
+    """Return what the full and the narrow network took at the device's own pace."""
+    narrow = [variant.narrow_ms for variant in variants if variant.narrow_ms]
+    return References(
+        full_ms=usual_pace_ms([variant.anchor_ms for variant in variants]),
+        narrow_ms=usual_pace_ms(narrow) if narrow else 0.0,
+    )
+
+
 def usual_pace_ms(anchors_ms: Sequence[float]) -> float:
-    """Return what the full network takes at the device's own pace.
+    """Return what a network that is timed again and again takes at the device's own pace.
 
     The median of its times, without those in which the device was slower than usual: two threads
     of a virtual machine take a third longer at times, for seconds or minutes, as if its processors

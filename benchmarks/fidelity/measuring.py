@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from benchmarks.fidelity.isolated import IsolatedTable
 from benchmarks.fidelity.records import Coverage, PlanTimes
@@ -17,6 +18,7 @@ from hardware.carving import carve, keep_first
 from hardware.harvesting import ANCHORS
 from hardware.keys import macs_of
 from hardware.predicting import predict_plan_ms
+from hardware.references import References, narrow_widths
 from hardware.runtimes.base import Engine, EngineSettings, Runtime
 from hardware.spreads import spread_of
 from hardware.sweeping import complete_widths, digest_of, sweep
@@ -121,18 +123,19 @@ def measure_plans(
     isolated: IsolatedTable,
     progress: Progress,
 ) -> list[PlanTimes]:
-    """Return what each plan was predicted to take and took, the full network beside every one.
+    """Return what each plan was predicted to take and took, two networks beside every one.
 
     The first is the full network itself. All times are at the table's pace: what is measured now
-    is divided by how much slower than in the table the full network is now. What a plan took is
+    is divided by how much slower than in the table the full network and the narrow one are now
+    (`hardware.references`). What a plan took is
     the median of several passes over all plans, without those in which the machine was slower or
     faster, or others used the memory, as far as there are others.
     """
-    anchor_ms = table.anchors_ms[digest_of(subject.template)]
+    usual = table.references(digest_of(subject.template))
     whole = complete_widths(subject.channels, {})
-    ms_per_mac = anchor_ms / macs_of(subject.layers, whole)
+    ms_per_mac = usual.full_ms / macs_of(subject.layers, whole)
     named = [("full", whole), *plans]
-    passes, alone_ms = _all_passes(subject, named, anchor_ms, setting, isolated, progress)
+    passes, alone_ms = _all_passes(subject, named, usual, setting, isolated, progress)
     return [
         PlanTimes(
             name=name,
@@ -154,26 +157,28 @@ def measure_plans(
 def _all_passes(
     subject: Subject,
     named: Sequence[tuple[str, Mapping[str, int]]],
-    anchor_ms: float,
+    usual: References,
     setting: Setting,
     isolated: IsolatedTable,
     progress: Progress,
 ) -> tuple[list[list["Pass"]], list[float]]:
     """Return every pass over each plan, and the sum of its layers timed alone."""
     runtime, settings = setting.runtime, setting.settings
+    narrow = _carved(subject, narrow_widths(subject.channels))
     alone_ms: list[float] = []
     passes: list[list[Pass]] = [[] for _ in named]
     patience_s, turn = setting.patience_s, 0
     due = list(range(len(named)))
     while due and (turn < PASSES or patience_s > 0):
         anchors = [runtime.build(subject.template, settings) for _ in range(ANCHORS)]
+        narrows = [runtime.build(narrow, settings) for _ in range(ANCHORS)]
         for place, number in enumerate(due):
             name, widths = named[number]
-            model = carve(subject.template, subject.channels, keep_first(subject.channels, widths))
-            engine = runtime.build(model, settings)
+            engine = runtime.build(_carved(subject, widths), settings)
             anchors = [*anchors[1:], runtime.build(subject.template, settings)]
-            start = time.monotonic()
-            found = _at_pace(setting, anchors, engine, anchor_ms, min(patience_s, PATIENCE_S))
+            narrows = [*narrows[1:], runtime.build(narrow, settings)]
+            start, waits_s = time.monotonic(), min(patience_s, PATIENCE_S)
+            found = _at_pace(setting, [anchors, narrows, [engine]], usual, waits_s)
             passes[number].append(found)
             if turn >= PASSES or not found.is_at_pace:
                 patience_s = max(patience_s - (time.monotonic() - start), 0.0)
@@ -187,12 +192,16 @@ def _all_passes(
     return passes, alone_ms
 
 
+def _carved(subject: Subject, widths: Mapping[str, int]) -> onnx.ModelProto:
+    return carve(subject.template, subject.channels, keep_first(subject.channels, widths))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """One measurement of a plan, and how the machine was meanwhile."""
 
     ms: float  # at the table's pace
-    pace: float  # what the full network took beside it, over the table's
+    pace: float  # how much slower than for the table a network of this time ran
     is_quiet: bool = True  # others left the memory alone
 
     @property
@@ -210,30 +219,41 @@ def at_table_pace(passes: Sequence[Pass]) -> float:
 
 def _at_pace(
     setting: Setting,
-    anchors: Sequence[Engine],
-    engine: Engine,
-    anchor_ms: float,
+    engines: Sequence[Sequence[Engine]],
+    usual: References,
     patience_s: float,
 ) -> Pass:
-    """Time an engine beside the full network, again while the machine is not as for the table.
+    """Time a plan beside full and narrow networks, again while the machine is not as for the table.
 
-    Only the full network and the memory are asked for that: whether it is measured again, and which
-    measurement counts, does not depend on what the engine took.
+    Only these two and the memory are asked for that: whether it is measured again, and which
+    measurement counts, does not depend on how far the plan's time is from what was predicted.
+
+    Args:
+        setting: what measures.
+        engines: of the full network, of the narrow one, and of the plan.
+        usual: what the first two take at the table's pace.
+        patience_s: of measuring again.
     """
     runtime = setting.runtime
-    feeds = engine.random_feeds()
-    timers = [[anchor.timer(feeds) for anchor in anchors], [engine.timer(feeds)]]
+    feeds = engines[0][0].random_feeds()
+    timers = [[engine.timer(feeds) for engine in same] for same in engines]
     takes: list[Pass] = []
     start = time.monotonic()
     while not takes or time.monotonic() - start < patience_s:
         setting.memory.wait(patience_s)
-        beside, series = time_together(
+        full, narrow, plan = time_together(
             timers, PROTOCOL, seed=len(takes), foreign_s=lambda: runtime.counters().foreign_s
         )
+        ms = plan.latency.median_ms
+        # Quotients are medians over rounds, which drift hits least.
+        beside = References(
+            full_ms=ms / ratio(plan, full).estimate, narrow_ms=ms / ratio(plan, narrow).estimate
+        )
+        pace = beside.slowdown(usual, ms)
         takes.append(
             Pass(
-                ms=ratio(series, beside).estimate * anchor_ms,
-                pace=beside.latency.median_ms / anchor_ms,
+                ms=ms / pace,
+                pace=pace,
                 is_quiet=setting.memory.is_quiet(),
             )
         )
@@ -263,7 +283,9 @@ def coverage_of(first: LatencyTable, again: Swept, digest: str) -> Coverage:
     for variant in first.variants:
         same = others.get(tuple(sorted(variant.widths.items())))
         if variant.template == digest and same is not None:
-            now_ms = same.end_to_end.median_ms * variant.anchor_ms / same.anchor_ms
+            now_ms = same.end_to_end.median_ms / same.beside.slowdown(
+                variant.beside, same.end_to_end.median_ms
+            )
             variants.append(spread.of_variant(variant).contains(now_ms))
             variant_changes.append(abs(now_ms / variant.end_to_end.median_ms - 1))
     return Coverage(

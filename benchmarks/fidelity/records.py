@@ -8,7 +8,7 @@ from hardware.device import Device
 from hardware.storing import Record
 from hardware.watching import Disturbance
 
-ONE_PACE = 1.1  # times of the full network within this are of a machine in one state
+ONE_PACE = 1.1  # paces within this are of a machine in one state
 
 
 class Errors(Record):
@@ -28,7 +28,7 @@ class PlanTimes(Record):
     predicted_ms: float
     measured_ms: float  # median of the passes at the table's pace
     passes_ms: tuple[float, ...]  # each with engines loaded anew, minutes apart
-    paces: tuple[float, ...]  # what the full network took beside each, over the table's
+    paces: tuple[float, ...]  # how much slower than for the table each ran
     quiet: tuple[bool, ...] = ()  # whether others left the memory alone, as far as that was asked
     is_at_pace: bool = True  # one pass at least was at the table's pace, and quiet
     isolated_ms: float  # sum of layers that were timed alone

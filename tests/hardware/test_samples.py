@@ -14,13 +14,22 @@ def series(samples_ms, crowded=()):
 
 def test_every_sample_survives_in_its_order_with_its_mark() -> None:
     generator = np.random.default_rng(0)
-    variant, anchor = generator.uniform(0.01, 50.0, (2, 40))
+    variant, anchor, narrow = generator.uniform(0.01, 50.0, (3, 40))
 
-    kept = samples_of(series(variant, crowded=[3]), series(anchor, crowded=[5]), 1, 3)
+    kept = samples_of(
+        series(variant, crowded=[3]), series(anchor, crowded=[5]), 1, 3, series(narrow, crowded=[9])
+    )
 
     np.testing.assert_allclose(kept.variant_us(), 1000 * variant, rtol=1e-6)
     np.testing.assert_allclose(kept.anchor_us(), 1000 * anchor, rtol=1e-6)
-    assert kept.is_disturbed().nonzero()[0].tolist() == [3, 5]
+    np.testing.assert_allclose(kept.narrow_us(), 1000 * narrow, rtol=1e-6)
+    assert kept.is_disturbed().nonzero()[0].tolist() == [3, 5, 9]
+
+
+def test_samples_of_two_networks_alone_have_none_of_a_third() -> None:
+    kept = samples_of(series([1.0, 2.0]), series([1.0, 2.0]), 1, 1)
+
+    assert kept.narrow_us().tolist() == []
 
 
 def test_a_hundred_samples_take_half_a_kilobyte() -> None:

@@ -11,6 +11,7 @@ from hardware.carving import carve, keep_first
 from hardware.errors import BuildError, RunError, RuntimeMissingError
 from hardware.layers import layers_of
 from hardware.predicting import costs, predict_ms
+from hardware.references import narrow_widths
 from hardware.runtimes import RUNTIMES, get_runtime
 from hardware.runtimes.base import EngineSettings, NodeTime
 from hardware.runtimes.fake import FakeRuntime, Staircase
@@ -30,14 +31,15 @@ class NeighbourlyRuntime(FakeRuntime):
     def __init__(self, beside=range(0)):
         super().__init__()
         self.beside, self.profiled, self.readings = beside, 0, 0
-        self.foreign_s, self.full_bytes = 0.0, 0
+        self.foreign_s, self.first = 0.0, set()
 
     def build(self, model, settings, *, profile=False):
         self.profiled += profile
-        # An engine stays as slow as it was built. The full network's, which outlive the neighbour,
-        # are spared.
-        self.full_bytes = max(self.full_bytes, size := model.ByteSize())
-        is_slow = self.profiled in self.beside and size < self.full_bytes
+        # An engine stays as slow as it was built. Those beside which variants are timed, which
+        # outlive the neighbour, are spared.
+        if not self.profiled:
+            self.first.add(model.ByteSize())
+        is_slow = self.profiled in self.beside and model.ByteSize() not in self.first
         self.stairs = Staircase(us_per_mac=1.3e-4 if is_slow else 1e-4)
         return super().build(model, settings, profile=profile)
 
@@ -273,6 +275,9 @@ def test_a_measured_plan_enters_the_table():
     assert all(layer.key_at(widths) in table.by_key for layer in layers)
     assert variant.end_to_end.median_ms == pytest.approx((variant.sum_us + 7.0) / 1000, rel=1e-4)
     assert variant.anchor_ms == pytest.approx(true_ms(runtime, template, channels, {}))
+    narrow_ms = true_ms(runtime, template, channels, narrow_widths(channels))
+    assert variant.narrow_ms == pytest.approx(narrow_ms)
+    assert narrow_ms < 0.5 * variant.anchor_ms
 
 
 def test_time_is_attributed_to_convolutions_before_their_tails_and_reorders_to_what_follows():

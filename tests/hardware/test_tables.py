@@ -33,7 +33,7 @@ def conv(inputs, outputs):
     return LayerKey(operator="Conv", in_channels=inputs, out_channels=outputs, kernel=(3, 3))
 
 
-def variant(times_us, *, width=8, anchor_ms=1.0, median_ms=0.5, template="t"):
+def variant(times_us, *, width=8, anchor_ms=1.0, narrow_ms=0.0, median_ms=0.5, template="t"):
     return Variant(
         template=template,
         widths={"g": width},
@@ -41,6 +41,7 @@ def variant(times_us, *, width=8, anchor_ms=1.0, median_ms=0.5, template="t"):
             median_ms=median_ms, low_ms=median_ms, high_ms=median_ms, mad_ms=0.0, samples=9
         ),
         anchor_ms=anchor_ms,
+        narrow_ms=narrow_ms,
         sum_us=sum(times_us),
         samples=20,
         entries=tuple(range(len(times_us))),
@@ -69,6 +70,30 @@ def test_drift_of_the_device_is_taken_out_through_the_anchor():
     assert table.entry(conv(16, 16)).median_us == 40.0
     assert table.corrected_ms(table.variants[-1]) == 0.25
     assert table.drift(table.variants[-1]) == 2.0
+
+
+def test_what_slows_small_networks_alone_is_taken_out_through_the_narrow_one():
+    table = LatencyTable(key=KEY)
+    for width, time_us, narrow_ms in ((8, 10.0, 0.1), (12, 20.0, 0.1), (16, 60.0, 0.2)):
+        small = variant([time_us], width=width, narrow_ms=narrow_ms, median_ms=narrow_ms)
+        table = table.adding(small, [conv(width, width)])
+
+    slowed = table.variants[-1]
+
+    assert table.drift(slowed) == pytest.approx(2.0)
+    assert table.is_slowed(slowed)
+    assert table.entry(conv(16, 16)).median_us == pytest.approx(30.0)
+    assert table.corrected_ms(slowed) == pytest.approx(0.1)
+
+
+def test_variants_beside_which_no_narrow_network_was_timed_go_by_the_full_one(tmp_path):
+    table = LatencyTable(key=KEY).adding(variant([10.0], anchor_ms=1.0), [conv(8, 8)])
+    table = table.adding(variant([10.0], width=16, narrow_ms=0.1, anchor_ms=1.0), [conv(16, 16)])
+    table = table.adding(variant([10.0], width=24, anchor_ms=2.0), [conv(24, 24)])
+
+    assert [table.drift(v) for v in table.variants] == [1.0, 1.0, 2.0]
+    table.save(tmp_path / "table.json")
+    assert load_table(tmp_path / "table.json") == table
 
 
 def test_the_usual_pace_is_that_of_the_undisturbed_device_even_where_it_was_rarely_that():
