@@ -1,7 +1,7 @@
 """Fill a latency table: carve variants, build them, time them, ask the runtime where time went.
 
-The full network, the *anchor*, is timed in turns with every variant, so that the device's drift
-can be told from the variant's speed.
+The full network, the *anchor*, and a narrow one are timed in turns with every variant, so that the
+device's drift can be told from the variant's speed.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ def measure(
     *,
     protocol: Protocol = PROTOCOL,
 ) -> tuple[LatencyTable, Variant]:
-    """Build one variant, time it beside the full network and layer by layer.
+    """Build one variant, time it beside the full and the narrow network, and layer by layer.
 
     Args:
         template: the full network, batch norms folded.

@@ -5,10 +5,10 @@
     python -m benchmarks.fidelity --network resnet56 --runtime ort --repeat
 
 The table is built from nothing in a temporary folder. Every plan is then measured end to end, in
-turns with the full network, in three passes over all plans. Sums of layers timed alone and
-multiply-adds predict the same plans in the same run; how well one pass predicts another says what
-the machine allows. Keep the machine quiet meanwhile: what others did is recorded. A plan beside
-which the full network is slower or faster than in the table is measured again, for a while; on a
+turns with the full network and a narrow one, in three passes over all plans. Sums of layers timed
+alone and multiply-adds predict the same plans in the same run; how well one pass predicts another
+says what the machine allows. Keep the machine quiet meanwhile: what others did is recorded. A plan
+beside which these two are slower or faster than in the table is measured again, for a while; on a
 machine that others share, `--quiet` also waits for moments in which they leave the memory alone.
 """
 
