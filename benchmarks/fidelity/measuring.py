@@ -127,9 +127,9 @@ def measure_plans(
 
     The first is the full network itself. All times are at the table's pace: what is measured now
     is divided by how much slower than in the table the full network and the narrow one are now
-    (`hardware.references`). What a plan took is
-    the median of several passes over all plans, without those in which the machine was slower or
-    faster, or others used the memory, as far as there are others.
+    (`hardware.references`). What a plan took is the median of several passes over all plans,
+    without those in which the machine was slower or faster, or others used the memory, as far as
+    there are others.
     """
     usual = table.references(digest_of(subject.template))
     whole = complete_widths(subject.channels, {})
