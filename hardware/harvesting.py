@@ -15,7 +15,7 @@ from hardware.carving import carve, keep_first
 from hardware.channels import ChannelMap
 from hardware.device import conditions
 from hardware.keys import Layer, LayerKey
-from hardware.references import narrow_widths
+from hardware.references import References, narrow_widths
 from hardware.runtimes.base import Engine, EngineSettings, Feeds, NodeTime, Runtime, Timer
 from hardware.samples import samples_of
 from hardware.tables import STEADY_PACE, LatencyTable, Variant, usual_pace_ms
@@ -115,14 +115,14 @@ class Stand:
             takes.append(self._take(plain, profiled, warm, seed=len(takes)))
         best, calm = min(takes, key=_disorder), _calmest(takes)
         latency, times = best.series.latency, _median_times(calm)
+        beside = beside_of(best.series, best.anchor, best.narrow)
         found = attribute(times, owners_of(model, self.layers), self.layers, widths)
         variant = Variant(
             template=self.digest,
             widths=widths,
             end_to_end=latency,
-            # Such that the quotient is the median over rounds, which drift hits least.
-            anchor_ms=latency.median_ms / ratio(best.series, best.anchor).estimate,
-            narrow_ms=latency.median_ms / ratio(best.series, best.narrow).estimate,
+            anchor_ms=beside.full_ms,
+            narrow_ms=beside.narrow_ms,
             sum_us=round(sum(time.time_us for time in times), 2),
             samples=_profile_runs(latency.median_ms) * len(calm),
             entries=tuple(range(len(found))),
@@ -226,6 +226,18 @@ def _calmest(takes: Sequence[Take]) -> Sequence[Take]:
     calm = [take for take in takes if not take.disturbance.is_crowded] or takes
     least_ms = (1 + STEADY_PACE) * min(take.after_ms for take in calm)
     return [take for take in calm if take.after_ms <= least_ms]
+
+
+def beside_of(series: Series, full: Series, narrow: Series) -> References:
+    """Return what the full and the narrow network took that were timed in turns with a run.
+
+    Such that the quotients are medians over rounds, which drift hits least.
+    """
+    median_ms = series.latency.median_ms
+    return References(
+        full_ms=median_ms / ratio(series, full).estimate,
+        narrow_ms=median_ms / ratio(series, narrow).estimate,
+    )
 
 
 def _pace_ms(timer: Timer) -> float:

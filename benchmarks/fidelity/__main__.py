@@ -15,6 +15,7 @@ machine that others share, `--quiet` also waits for moments in which they leave 
 import argparse
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -23,12 +24,13 @@ from rich.table import Table
 from benchmarks.fidelity.isolated import IsolatedTable
 from benchmarks.fidelity.measuring import (
     Setting,
+    Swept,
     build_beside_neighbour,
     build_table,
     coverage_of,
     measure_plans,
 )
-from benchmarks.fidelity.records import Errors, Result, SecondRun, errors_of, repeated_of
+from benchmarks.fidelity.records import Coverage, Errors, Result, SecondRun, errors_of, repeated_of
 from benchmarks.fidelity.subjects import NETWORKS, held_out, subject_of
 from benchmarks.quiet import SharedMemory
 from hardware.device import this_device
@@ -53,22 +55,10 @@ def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Resu
         memory=memory,
         patience_s=options.patience,
     )
-    path, after = folder / "table.json", {}
-    for name in options.after:
-        with shown.stage(f"Measuring {name} before") as progress:
-            after[name] = build_table(*subject_of(name), setting, path, progress).builds
     subject, candidates = subject_of(options.network)
     digest = digest_of(subject.template)
-    with shown.stage(f"Measuring {options.network} into the table") as progress:
-        swept = build_table(subject, candidates, setting, path, progress)
-    with shown.stage("The same with the table present") as progress:
-        again = build_table(subject, candidates, setting, path, progress)
-    coverage = None
-    if options.repeat or options.neighbour:
-        build = build_beside_neighbour if options.neighbour else build_table
-        with shown.stage("The same from nothing again") as progress:
-            other = build(subject, candidates, setting, folder / "again.json", progress)
-        coverage = coverage_of(swept.table, other, digest)
+    tables = _tables(options, setting, shown, folder)
+    swept = tables.swept
     plans = held_out(candidates, subject.channels, options.plans, options.seed + 1)
     isolated = IsolatedTable(runtime, settings)
     before = runtime.counters()
@@ -98,9 +88,9 @@ def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Resu
         macs=errors_of([plan.macs_ms for plan in times], measured),
         repeated=repeated_of(times),
         full_ms=swept.table.anchors_ms[digest],
-        second_run=SecondRun(builds=again.builds, seconds=round(again.seconds, 2)),
-        after=after,
-        coverage=coverage,
+        second_run=SecondRun(builds=tables.again.builds, seconds=round(tables.again.seconds, 2)),
+        after=tables.after,
+        coverage=tables.coverage,
         crowded_variants=sum(v.is_crowded for v in swept.table.variants),
         disturbance=between(before, runtime.counters()),
         plans=tuple(times),
@@ -108,6 +98,38 @@ def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Resu
         device=this_device(),
         versions=versions(),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tables:
+    """What was measured into tables."""
+
+    after: dict[str, int]  # builds of the networks before
+    swept: Swept
+    again: Swept  # the same with the table present
+    coverage: Coverage | None
+
+
+def _tables(
+    options: argparse.Namespace, setting: Setting, shown: StageProgress, folder: Path
+) -> _Tables:
+    """Measure the networks before, the network, the same again, and where asked from nothing."""
+    path, after = folder / "table.json", {}
+    for name in options.after:
+        with shown.stage(f"Measuring {name} before") as progress:
+            after[name] = build_table(*subject_of(name), setting, path, progress).builds
+    subject, candidates = subject_of(options.network)
+    with shown.stage(f"Measuring {options.network} into the table") as progress:
+        swept = build_table(subject, candidates, setting, path, progress)
+    with shown.stage("The same with the table present") as progress:
+        again = build_table(subject, candidates, setting, path, progress)
+    coverage = None
+    if options.repeat or options.neighbour:
+        build = build_beside_neighbour if options.neighbour else build_table
+        with shown.stage("The same from nothing again") as progress:
+            other = build(subject, candidates, setting, folder / "again.json", progress)
+        coverage = coverage_of(swept.table, other, digest_of(subject.template))
+    return _Tables(after=after, swept=swept, again=again, coverage=coverage)
 
 
 def show(found: Result, console: Console) -> None:

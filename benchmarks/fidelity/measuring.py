@@ -15,7 +15,7 @@ from benchmarks.fidelity.subjects import Candidates
 from benchmarks.neighbours import neighbour
 from benchmarks.quiet import CALM, SharedMemory
 from hardware.carving import carve, keep_first
-from hardware.harvesting import ANCHORS
+from hardware.harvesting import ANCHORS, beside_of
 from hardware.keys import macs_of
 from hardware.predicting import predict_plan_ms
 from hardware.references import References, narrow_widths
@@ -23,7 +23,7 @@ from hardware.runtimes.base import Engine, EngineSettings, Runtime
 from hardware.spreads import spread_of
 from hardware.sweeping import complete_widths, digest_of, sweep
 from hardware.tables import STEADY_PACE, LatencyTable, key_of, load_table
-from hardware.timing import Protocol, ratio, time_together
+from hardware.timing import Protocol, time_together
 from pipeline.analysing import Subject
 
 Progress = Callable[[int, int, str], None]
@@ -245,18 +245,8 @@ def _at_pace(
             timers, PROTOCOL, seed=len(takes), foreign_s=lambda: runtime.counters().foreign_s
         )
         ms = plan.latency.median_ms
-        # Quotients are medians over rounds, which drift hits least.
-        beside = References(
-            full_ms=ms / ratio(plan, full).estimate, narrow_ms=ms / ratio(plan, narrow).estimate
-        )
-        pace = beside.slowdown(usual, ms)
-        takes.append(
-            Pass(
-                ms=ms / pace,
-                pace=pace,
-                is_quiet=setting.memory.is_quiet(),
-            )
-        )
+        pace = beside_of(plan, full, narrow).slowdown(usual, ms)
+        takes.append(Pass(ms=ms / pace, pace=pace, is_quiet=setting.memory.is_quiet()))
         if takes[-1].is_at_pace:
             break
     return min(takes, key=lambda take: (not take.is_quiet, abs(take.pace - 1)))
