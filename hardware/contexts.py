@@ -8,7 +8,7 @@ networks are brought to one amount of traffic before they are compared, and to t
 it is predicted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log, prod, sqrt
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from hardware.keys import LayerKey
+from hardware.keys import Kind, LayerKey
 from hardware.pacing import paced_us
 from hardware.tables import LatencyTable, Variant
 
@@ -28,6 +28,9 @@ USUAL_ERROR, LEAST_ERROR_US = 0.01, 0.1  # of one time, relative and absolute
 # element that they move. On quiet machines 0.02 to 0.3 were found; noise may claim twenty times as
 # much where little was measured twice.
 USUAL_GAIN = 0.1
+# Likewise of what one kind of layer gains beside that, as a share of its time; least scatter of
+# such shares. The first layer gains most, whose input nobody has just written.
+KIND_GAIN, KIND_ERROR = 0.05, 0.03
 OUTLIER = 2.0  # standard deviations beyond which times count less
 LEAST_SCATTER = 0.1  # of times around what is found, in errors as above
 ROUNDS = 10  # of weighing outliers anew
@@ -39,19 +42,32 @@ class Contexts:
     """What layers gain per e-fold of the network's traffic, for each element of their own."""
 
     us_per_element: Array  # (3,) of weights, inputs and outputs, >= 0
+    by_kind: Mapping[Kind, float]  # beside that, as a share of a layer's time
     usual: float  # log of the elements of the network whose layers take what `levelled` says
 
-    def extra_us(self, keys: Sequence[LayerKey], elements: int) -> Array:
-        """Return how much longer than usual layers take in a network of so many, (keys,)."""
+    def extra_us(self, keys: Sequence[LayerKey], times_us: Array, elements: int) -> Array:
+        """Return how much longer than usual layers take in a network of so many, (keys,).
+
+        Args:
+            keys: the layers.
+            times_us: (keys,) what they take in a network of the usual traffic.
+            elements: what the network reads and writes.
+        """
         distance = log(max(elements, 1)) - self.usual
-        return np.asarray(distance * (_traffic(keys) @ self.us_per_element))
+        gain = _traffic(keys) @ self.us_per_element + self._shares(keys) * times_us
+        return np.asarray(distance * gain)
+
+    def _shares(self, keys: Sequence[LayerKey]) -> Array:
+        return np.array([self.by_kind.get(key.kind, 0.0) for key in keys])
 
     def levelled_us(self, table: LatencyTable) -> Array:
         """Return what the table's entries take in a network of the usual traffic, (entries,)."""
         times: list[list[float]] = [[] for _ in table.entries]
         for variant, measured in zip(table.variants, paced_us(table), strict=True):
             keys = [table.entries[place].key for place in variant.entries]
-            level = measured - self.extra_us(keys, elements_in(table, variant))
+            distance = log(max(elements_in(table, variant), 1)) - self.usual
+            level = measured - distance * (_traffic(keys) @ self.us_per_element)
+            level /= np.maximum(1 + distance * self._shares(keys), LEAST_LEFT)
             level = np.maximum(level, LEAST_LEFT * measured)
             level = np.where(measured > LEAST_US, level, measured)
             for place, time_us in zip(variant.entries, level.tolist(), strict=True):
@@ -76,7 +92,7 @@ def contexts_of(table: LatencyTable) -> Contexts:
     usual = float(np.median(logs)) if logs else 0.0
     again = {key: np.array(found) for key, found in seen.items() if len(found) > 1}
     if not again:
-        return Contexts(us_per_element=np.zeros(3), usual=usual)
+        return Contexts(us_per_element=np.zeros(3), by_kind={}, usual=usual)
     features, changes, errors_us = [], [], []
     for key, pairs in again.items():
         # An entry of n times tells n - 1 differences.
@@ -95,7 +111,35 @@ def contexts_of(table: LatencyTable) -> Contexts:
         np.concatenate(errors_us),
         USUAL_GAIN * float(np.median(per_element_us)),
     )
-    return Contexts(us_per_element=told, usual=usual)
+    return Contexts(us_per_element=told, by_kind=_by_kind(again, told), usual=usual)
+
+
+def _by_kind(again: Mapping[LayerKey, Array], us_per_element: Array) -> dict[Kind, float]:
+    """Return what each kind of layer gains per e-fold beside what its elements do, relative.
+
+    Args:
+        again: of layers measured in several networks, the log of each one's traffic and the time.
+        us_per_element: what all kinds gain.
+    """
+    found: dict[Kind, list[Array]] = {}
+    for key, pairs in again.items():
+        centred = (pairs - pairs.mean(axis=0)) * sqrt(len(pairs) / (len(pairs) - 1))
+        left_us = centred[:, 1] - centred[:, 0] * (_traffic([key]) @ us_per_element)
+        relative = np.stack([centred[:, 0], left_us / float(np.median(pairs[:, 1]))], axis=1)
+        found.setdefault(key.kind, []).append(relative)
+    return {kind: _robust_slope(np.concatenate(rows)) for kind, rows in found.items()}
+
+
+def _robust_slope(points: Array) -> float:
+    """Return the slope through the origin of points (n, 2), at first thought to be about 0."""
+    x, y = points.T
+    slope, weights = 0.0, np.ones(len(x))
+    for _ in range(ROUNDS):
+        off = np.abs(y - slope * x)
+        scatter = max(1.4826 * float(np.median(off)), KIND_ERROR)
+        weights = np.minimum(1.0, OUTLIER * scatter / np.maximum(off, 1e-12))
+        slope = float((weights * x) @ y / ((weights * x) @ x + (scatter / KIND_GAIN) ** 2))
+    return slope
 
 
 def elements_of(keys: Sequence[LayerKey]) -> int:

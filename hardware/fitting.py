@@ -35,8 +35,16 @@ TILE_PAIRS = tuple(product(TILES, TILES))  # input channels, output channels
 USUAL_ERROR = 0.03  # relative; errors well beyond are outliers, not evidence about tiles
 OTHERS_COUNT = 0.5  # weight of the other kinds' say in a kind's tiles
 LEAST_US = 0.05  # below this a time is the clock's, not the layer's
-RESIDUAL_SCALES = (0.0, 0.02, 0.05, 0.15)  # relative standard deviation of the staircase's errors
-RESIDUAL_NOISE = (0.003, 0.01, 0.03)  # relative standard deviation of a measured entry
+# Relative standard deviations of the staircase's errors: those that neighbouring widths share, and
+# those that belong to one width, whatever the other is. Blocks of channels that do not divide among
+# threads make such: OpenVINO on two threads takes 12 to 20 % longer for 112 filters (seven blocks
+# of 16) of a ResNet-18 than those of 96 and 128 tell.
+NEAR_SCALES = (0.0, 0.02, 0.05, 0.15)
+WIDTH_SCALES = (0.0, 0.03, 0.1)
+RESIDUAL_NOISE = (0.003, 0.01, 0.03, 0.1)  # standard deviation of the log of a measured entry
+LEAST_POINTS = 8  # of a kind, before its model counts beside what was measured
+LEAST_SETTLED_US = 2.0  # below this the clock's steps are no errors of a few per cent
+MOST_OFF = -0.7, 0.7  # of the log of an estimate, from its trend
 # Prior standard deviations of what profiled times get wrong: relative, shared by all layers, by
 # those of one kind, by neighbouring widths of a kind, of one entry alone; outside of the layers, of
 # the usual end-to-end time. End-to-end times tell which share of all these there is.
@@ -57,6 +65,20 @@ REACH = 0.35  # how far neighbouring widths know of each other, as a share of th
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Likeness:
+    """How much the relative residuals of two layers of one kind have in common."""
+
+    near: float = 0.0  # standard deviation of what neighbouring widths share
+    width: float = 0.0  # of what layers of the same input or output width share
+
+    def between(self, a: Array, b: Array, widest: tuple[int, int]) -> Array:
+        """Return the covariance of the residuals at these channel counts, (a, b)."""
+        unit = np.maximum(np.array(widest), 1)
+        same = (a[:, None, :] == b[None, :, :]).sum(axis=2)
+        return np.asarray(self.near**2 * _closeness(a / unit, b / unit) + self.width**2 * same)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyModel:
     """The latency of one kind of layer against its channel counts."""
 
@@ -66,16 +88,17 @@ class FamilyModel:
     weights: Array  # (features,), microseconds per feature, >= 0
     thinned: float  # what a thinned layer takes, as a share of a whole one
     widest: tuple[int, int]
-    points: Array  # (n, 2) measured channel counts over the widest
-    pull: Array  # (n,) what each point adds to the relative residual nearby
+    counts: Array  # (n, 2) measured channel counts
+    likeness: "Likeness"
+    pull: Array  # (n,) weight of each point in the relative residuals of those like it
     error: float  # leave-one-out, relative, root mean square
 
     def predict(self, keys: Sequence[LayerKey]) -> Array:
         """Return the estimated microseconds of each key, (keys,), >= 0."""
         trend = _features(keys, self.in_tile, self.out_tile, self.tails) @ self.weights
         trend *= np.where([key.thinned for key in keys], self.thinned, 1.0)
-        near: Array = _closeness(_places(keys, self.widest), self.points) @ self.pull
-        estimate = trend * (1 + np.clip(near, -0.5, 1.0))
+        alike = self.likeness.between(_counts(keys), self.counts, self.widest)
+        estimate = trend * np.exp(np.clip(alike @ self.pull, *MOST_OFF))
         return np.asarray(np.where(estimate > LEAST_US, estimate, 0.0))
 
 
@@ -100,6 +123,32 @@ def fit_families(entries: Mapping[Kind, Sequence[Entry]]) -> dict[Kind, FamilyMo
             in_tile, out_tile = TILE_PAIRS[place]
         models[kind] = _fit_family(found, in_tile, out_tile)
     return models
+
+
+def settled_us(entries: Sequence[Entry], models: Mapping[Kind, FamilyModel]) -> Array:
+    """Return what entries take by their own measurements and by those of their kind, (entries,).
+
+    What a layer took in a network or two is off by several per cent: the moment, and where that
+    network's memory lay. So the kind's model counts as one more measurement of it, where that rests
+    on enough.
+
+    Args:
+        entries: as they were measured.
+        models: fitted to these.
+    """
+    found = np.array([entry.median_us for entry in entries], dtype=np.float64)
+    places: dict[Kind, list[int]] = {}
+    for place, entry in enumerate(entries):
+        if not entry.key.thinned and entry.median_us > LEAST_SETTLED_US:
+            places.setdefault(entry.key.kind, []).append(place)
+    for kind, same in places.items():
+        if len(models[kind].counts) < LEAST_POINTS:
+            continue
+        expected = np.maximum(models[kind].predict([entries[i].key for i in same]), LEAST_US)
+        own = np.array([entries[i].builds for i in same])
+        own = own / (own + 1)
+        found[same] = np.exp(own * np.log(found[same]) + (1 - own) * np.log(expected))
+    return found
 
 
 def _tile_scores(entries: Sequence[Entry]) -> Array | None:
@@ -127,9 +176,9 @@ def _fit_family(entries: Sequence[Entry], in_tile: int, out_tile: int) -> Family
     share = float(np.median(times[thin] / trend[thin])) if thin.any() else 1.0
     trend = np.where(thin, share * trend, trend)
     widest = (max(k.in_channels for k in keys), max(k.out_channels for k in keys))
-    points = _places(keys, widest)
+    counts = _counts(keys)
     builds = np.array([entry.builds for entry in entries])
-    pull, error = _fit_residuals(_closeness(points, points), times / trend - 1, builds)
+    likeness, pull, error = _fit_residuals(counts, widest, np.log(times / trend), builds)
     return FamilyModel(
         in_tile=in_tile,
         out_tile=out_tile,
@@ -137,7 +186,8 @@ def _fit_family(entries: Sequence[Entry], in_tile: int, out_tile: int) -> Family
         weights=weights,
         thinned=share,
         widest=widest,
-        points=points,
+        counts=counts,
+        likeness=likeness,
         pull=pull,
         error=error,
     )
@@ -185,10 +235,6 @@ def _features(
     return np.stack(columns, axis=1)
 
 
-def _places(keys: Sequence[LayerKey], widest: tuple[int, int]) -> Array:
-    return np.asarray(_counts(keys) / np.maximum(np.array(widest), 1))
-
-
 def _counts(keys: Sequence[LayerKey]) -> Array:
     counts = [(key.in_channels, key.out_channels) for key in keys]
     return np.array(counts, dtype=np.float64).reshape(-1, 2)
@@ -212,20 +258,31 @@ def _left_out_score(rows: Array) -> float:
     return float(np.log1p((left_out / USUAL_ERROR) ** 2).sum())
 
 
-def _fit_residuals(closeness: Array, residuals: Array, builds: Array) -> tuple[Array, float]:
-    """Return each point's pull on the residuals around it, and the leave-one-out error."""
-    best = (float(np.sqrt(np.mean(residuals**2))), np.zeros(len(residuals)))
+def _fit_residuals(
+    counts: Array, widest: tuple[int, int], residuals: Array, builds: Array
+) -> tuple[Likeness, Array, float]:
+    """Return how alike residuals are, each point's pull on the others, and the left-out error.
+
+    That likeness is taken which predicts each residual best from all others (Rasmussen and
+    Williams, sec. 5.4.2), by the log density of a Student distribution (four degrees of freedom):
+    outliers say less.
+    """
+    found = Likeness(), np.zeros(len(residuals)), float(np.sqrt(np.mean(residuals**2)))
     if len(residuals) < 4:
-        return best[1], best[0]
-    for scale in RESIDUAL_SCALES[1:]:
+        return found
+    best = np.inf
+    for near, width in product(NEAR_SCALES, WIDTH_SCALES):
+        likeness = Likeness(near=near, width=width)
+        alike = likeness.between(counts, counts, widest)
         for noise in RESIDUAL_NOISE:
-            kernel = scale**2 * closeness + np.diag(noise**2 / np.maximum(builds, 1) + 1e-8)
-            inverse = np.linalg.inv(kernel)
-            pull = inverse @ residuals
-            error = float(np.sqrt(np.mean((pull / np.diag(inverse)) ** 2)))
-            if error < best[0] * 0.98:
-                best = (error, scale**2 * pull)
-    return best[1], best[0]
+            inverse = np.linalg.inv(alike + np.diag(noise**2 / np.maximum(builds, 1) + 1e-8))
+            pull, precision = inverse @ residuals, np.diag(inverse)
+            left_out = pull**2 / precision  # in variances
+            score = float((2.5 * np.log1p(left_out / 4) - 0.5 * np.log(precision)).sum())
+            if score < best:
+                error = float(np.sqrt(np.mean((pull / precision) ** 2)))
+                best, found = score, (likeness, pull, error)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

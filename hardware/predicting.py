@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from hardware.contexts import contexts_of, elements_in, elements_of
 from hardware.errors import MissingLatencyError
-from hardware.fitting import Calibration, FamilyModel, calibrate, fit_families
+from hardware.fitting import Calibration, FamilyModel, calibrate, fit_families, settled_us
 from hardware.keys import Kind, Layer, LayerKey
 from hardware.tables import Entry, LatencyTable
 
@@ -202,10 +202,19 @@ class _Prices:
         self.table, self.elements = table, elements
         self.kinds = {layer.key.kind for layer in layers}
         self.contexts = contexts_of(table)
-        self.levelled_us = self.contexts.levelled_us(table)
+        levelled = [
+            entry.model_copy(update={"median_us": level_us})
+            for entry, level_us in zip(
+                table.entries, self.contexts.levelled_us(table).tolist(), strict=True
+            )
+        ]
+        by_kind: dict[Kind, list[Entry]] = {}
+        for entry in levelled:
+            by_kind.setdefault(entry.key.kind, []).append(entry)
+        self.models = fit_families(by_kind)
+        self.settled_us = settled_us(levelled, self.models)
         keys = [entry.key for entry in table.entries]
-        self.levelled = dict(zip(keys, self.levelled_us.tolist(), strict=True))
-        self.models: dict[Kind, FamilyModel] | None = None
+        self.settled = dict(zip(keys, self.settled_us.tolist(), strict=True))
         self.calibration = self._calibration()
         self.known: dict[LayerKey, float] = {}
 
@@ -215,8 +224,8 @@ class _Prices:
         by_kind: dict[Kind, list[LayerKey]] = {}
         raw: dict[LayerKey, float] = {}
         for key in wanted:
-            if key in self.levelled:
-                raw[key] = self.levelled[key]
+            if key in self.settled:
+                raw[key] = self.settled[key]
             else:
                 by_kind.setdefault(key.kind, []).append(key)
         for kind, unseen in by_kind.items():
@@ -225,7 +234,7 @@ class _Prices:
             raw.update(zip(unseen, times.tolist(), strict=True))
         times_us = np.array([raw[key] for key in wanted])
         priced = times_us + self.calibration.corrections(wanted, times_us)
-        priced += self.contexts.extra_us(wanted, self.elements)
+        priced += self.contexts.extra_us(wanted, times_us, self.elements)
         priced = np.where(times_us > 0, np.maximum(priced, LEAST_SHARE * times_us), 0.0)
         self.known = dict(zip(wanted, priced.tolist(), strict=True))
 
@@ -238,12 +247,6 @@ class _Prices:
         return key is None or key in self.table.by_key
 
     def _model(self, kind: Kind, example: LayerKey) -> FamilyModel | None:
-        if self.models is None:
-            entries: dict[Kind, list[Entry]] = {}
-            for entry, level_us in zip(self.table.entries, self.levelled.values(), strict=True):
-                level = entry.model_copy(update={"median_us": level_us})
-                entries.setdefault(entry.key.kind, []).append(level)
-            self.models = fit_families(entries)
         if kind not in self.models and kind in self.kinds:
             raise MissingLatencyError(
                 f"No {example.operator} of {'x'.join(map(str, example.in_size))} px has been "
@@ -262,7 +265,8 @@ class _Prices:
             if len(places) and times[ours[places]].sum() >= 0.9 * times.sum():
                 rows.append(np.bincount(places, minlength=len(entries)))
                 keys = [entries[place].key for place in places]
-                extra = self.contexts.extra_us(keys, elements_in(self.table, variant)).sum()
+                elements = elements_in(self.table, variant)
+                extra = self.contexts.extra_us(keys, self.settled_us[places], elements).sum()
                 targets.append(1000 * self.table.corrected_ms(variant) - extra)
                 # A 95 % interval is four standard deviations wide.
                 latency, off = variant.end_to_end, abs(self.table.drift(variant) - 1)
@@ -272,7 +276,7 @@ class _Prices:
         used = np.flatnonzero(counts.any(axis=0))
         return calibrate(
             [entries[i].key for i in used],
-            self.levelled_us[used],
+            self.settled_us[used],
             counts[:, used],
             np.array(targets),
             np.array(uncertain),
