@@ -7,9 +7,10 @@ from itertools import product
 import numpy as np
 import numpy.typing as npt
 
+from hardware.calibrating import Calibration, calibrate
 from hardware.contexts import contexts_of, elements_in, elements_of
 from hardware.errors import MissingLatencyError
-from hardware.fitting import Calibration, FamilyModel, calibrate, fit_families, settled_us
+from hardware.fitting import FamilyModel, fit_families, settled_us
 from hardware.keys import Kind, Layer, LayerKey
 from hardware.tables import Entry, LatencyTable
 
@@ -43,8 +44,9 @@ def costs(
 ) -> tuple[LayerCost, ...]:
     """Return what each layer costs at each candidate width, so that sums predict whole networks.
 
-    Measured entries are used as they are, others are estimated from the same kind of layer; both
-    are corrected so that sums over layers agree with the end-to-end times of the variants.
+    Measured entries count the more the more networks they were measured in, beside what their kind
+    of layer tells; the others are estimated from that. Both are corrected so that sums over layers
+    agree with the end-to-end times of the variants.
 
     Args:
         table: of one device.

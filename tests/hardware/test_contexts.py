@@ -17,6 +17,7 @@ from tests.hardware.test_predicting import OUTSIDE_US, node_us, random_plans
 from tests.hardware.test_tables import KEY
 
 EVICTED_US = 3e-4  # per element of a layer's weights and inputs, per e-fold of the network's
+LAST_SHARE = 0.3  # of its time, what the last layer gains beside that where it is asked for
 
 
 def own_elements(key):
@@ -37,10 +38,12 @@ def exact_ms(layers, widths, evicted_us):
     return (sum(time_us(key, elements, evicted_us) for key in keys) + OUTSIDE_US) / 1000
 
 
-def adding(table, layers, widths, evicted_us, slower=1.0):
+def adding(table, layers, widths, evicted_us, slower=1.0, more=None):
     keys = executed(layers, widths)
     times = [slower * time_us(key, elements_of(keys), evicted_us) for key in keys]
-    ms = slower * exact_ms(layers, widths, evicted_us)
+    if more is not None:
+        times = [time * (1 + extra) for time, extra in zip(times, more, strict=True)]
+    ms = (sum(times) + slower * OUTSIDE_US) / 1000
     variant = Variant(
         template="t",
         widths=widths,
@@ -70,6 +73,32 @@ def test_what_a_network_evicts_is_told_from_layers_measured_in_several():
     found = contexts_of(table)
 
     assert found.us_per_element == pytest.approx([EVICTED_US, EVICTED_US, 0.0], rel=0.05, abs=2e-5)
+
+
+def test_a_kind_of_layer_that_gains_more_than_others_is_told_by_itself():
+    template, channels = templates.residual()
+    layers = layers_of(template, channels)
+    candidates = {group.name: tuple(range(4, group.width + 1, 4)) for group in channels.groups}
+    plans = list(islice(design(layers, candidates, (), [], {}, seed=0), 24))
+    usual = np.mean([log(elements_of(executed(layers, widths))) for widths in plans])
+    table = LatencyTable(key=KEY)
+    for widths in plans:
+        keys = executed(layers, widths)
+        distance = log(elements_of(keys)) - usual
+        more = [LAST_SHARE * distance * (key.operator == "Gemm") for key in keys]
+        table = adding(table, layers, widths, EVICTED_US, more=more)
+
+    found = contexts_of(table)
+
+    shares = {layer.name: found.by_kind.get(layer.key.kind, 0.0) for layer in layers}
+    assert shares.pop("fc") == pytest.approx(LAST_SHARE, rel=0.3)
+    assert max(shares.values()) < LAST_SHARE / 5
+    levelled = found.levelled_us(table)
+    for entry, level_us in zip(table.entries, levelled.tolist(), strict=True):
+        if entry.key.operator == "Gemm":
+            true_us = time_us(entry.key, np.exp(found.usual), EVICTED_US)
+            true_us *= 1 + LAST_SHARE * (found.usual - usual)
+            assert level_us == pytest.approx(true_us, rel=0.05)
 
 
 def test_a_layer_costs_less_around_a_narrower_plan():

@@ -4,9 +4,9 @@ from math import ceil
 import numpy as np
 import pytest
 
+from hardware.calibrating import calibrate
 from hardware.designing import design
 from hardware.errors import MissingLatencyError
-from hardware.fitting import calibrate
 from hardware.keys import LayerKey
 from hardware.layers import layers_of
 from hardware.predicting import OUTSIDE, costs, predict_ms
