@@ -7,12 +7,12 @@ import pytest
 from hardware.calibrating import calibrate
 from hardware.designing import design
 from hardware.errors import MissingLatencyError
-from hardware.keys import LayerKey
 from hardware.layers import layers_of
 from hardware.predicting import OUTSIDE, costs, predict_ms
 from hardware.tables import LatencyTable, Variant
 from hardware.timing import Latency
 from tests.hardware import templates
+from tests.hardware.test_fitting import conv
 from tests.hardware.test_tables import KEY
 
 OUTSIDE_US = 5.0
@@ -206,18 +206,7 @@ def test_a_width_that_is_no_candidate_is_an_error():
 def test_work_is_found_behind_a_profiler_that_adds_more_than_layers_take():
     generator = np.random.default_rng(0)
     widths = range(4, 65, 4)
-    keys = [
-        LayerKey(
-            operator="Conv",
-            in_channels=inputs,
-            out_channels=outputs,
-            kernel=(3, 3),
-            in_size=(8, 8),
-            out_size=(8, 8),
-        )
-        for inputs in widths
-        for outputs in widths
-    ]
+    keys = [conv(inputs, outputs) for inputs in widths for outputs in widths]
     padded = [16 * ceil(k.in_channels / 16) * 16 * ceil(k.out_channels / 16) for k in keys]
     true_us = 1 + np.array(padded) / 200
     profiled_us = 15 + 0.5 * true_us + generator.uniform(-2, 2, len(keys))
