@@ -35,12 +35,20 @@ def reported(on_interrupt: str) -> Iterator[None]:
 
 
 @contextmanager
-def bar(name: str) -> Iterator[Told]:
-    """Show progress on stderr: a bar on a terminal, else a line whenever something is done."""
+def bar(name: str, in_logs: bool = True) -> Iterator[Told]:
+    """Show progress on stderr: a bar on a terminal, else a line whenever something is done.
+
+    Args:
+        name: of what is going on.
+        in_logs: whether there are lines where there is no terminal.
+    """
     if not err.is_terminal:
-        yield lambda done, total, text: err.print(
-            f"{name}: {done}/{total} {text}", markup=False, highlight=False
-        )
+
+        def line(done: int, total: int, text: str) -> None:
+            if in_logs:
+                err.print(f"{name}: {done}/{total} {text}", markup=False, highlight=False)
+
+        yield line
         return
     columns = (TextColumn(name), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"))
     with Progress(

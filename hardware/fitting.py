@@ -45,13 +45,13 @@ class Likeness:
     """How much the relative residuals of two layers of one kind have in common."""
 
     near: float = 0.0  # standard deviation of what neighbouring widths share
-    width: float = 0.0  # of what layers of the same input or output width share
+    widths: tuple[float, float] = (0.0, 0.0)  # of what those of one input, of one output width do
 
     def between(self, a: Array, b: Array, widest: tuple[int, int]) -> Array:
         """Return the covariance of the residuals at these channel counts, (a, b)."""
         unit = np.maximum(np.array(widest), 1)
-        same = (a[:, None, :] == b[None, :, :]).sum(axis=2)
-        return np.asarray(self.near**2 * closeness(a / unit, b / unit) + self.width**2 * same)
+        same = (a[:, None, :] == b[None, :, :]) @ np.square(self.widths)
+        return np.asarray(self.near**2 * closeness(a / unit, b / unit) + same)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +249,7 @@ def _fit_residuals(
         return found
     best = np.inf
     for near, width in product(NEAR_SCALES, WIDTH_SCALES):
-        likeness = Likeness(near=near, width=width)
+        likeness = Likeness(near=near, widths=(width, width))
         alike = likeness.between(counts, counts, widest)
         for noise in RESIDUAL_NOISE:
             inverse = np.linalg.inv(alike + np.diag(noise**2 / np.maximum(builds, 1) + 1e-8))

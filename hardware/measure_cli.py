@@ -23,6 +23,7 @@ def measure(
     """
     with reported(f"Interrupted. What was measured is in {output}; the same command continues."):
         from hardware.bundles import read_bundle
+        from hardware.cross_validating import cross_validate
         from hardware.remote import measure_bundle
         from hardware.runtimes import get_runtime
 
@@ -34,11 +35,14 @@ def measure(
         )
         with bar("measuring") as progress:
             table = measure_bundle(read, chosen, output, builds=builds, progress=progress)
+        with bar("predicting each network", in_logs=False) as progress:
+            checked = cross_validate(table, progress)
     low, middle, high = table.additivity
     out.print(
         f"{output}: {len(table.entries)} latencies from {len(table.variants)} networks, for bundle "
         f"{read.manifest.digest[:12]}. End-to-end time over the sum of the layers: {middle:.3f} "
-        f"({low:.3f} to {high:.3f}).\nOn the host: espalier profile RECIPE --import {output.name}",
+        f"({low:.3f} to {high:.3f}).\n{checked}\n"
+        f"On the host: espalier profile RECIPE --import {output.name}",
         markup=False,
         highlight=False,
     )

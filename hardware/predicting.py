@@ -1,6 +1,6 @@
 """From a latency table to what every width of every layer costs, and what a whole plan costs."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import product
 
@@ -61,7 +61,8 @@ def costs(
     """
     whole = {name: max(widths) for name, widths in candidates.items()}
     around = {**whole, **{n: w for n, w in (around or {}).items() if n in whole}}
-    prices = _Prices(table, layers, _elements_at(layers, around))
+    kinds = frozenset(layer.key.kind for layer in layers)
+    prices = _Prices(table, kinds, _elements_at(layers, around))
     pieces = [piece for layer in layers for piece in _pieces(layer, candidates, around)]
     prices.learn(key for _, terms in pieces for keys, _ in terms for key in keys if key)
     found = [_cost(layer_piece, terms, prices) for layer_piece, terms in pieces]
@@ -84,6 +85,17 @@ def predict_plan_ms(table: LatencyTable, layers: Sequence[Layer], widths: Widths
     """
     candidates = {name: (width,) for name, width in widths.items()}
     return predict_ms(costs(table, layers, candidates, around=widths), candidates, widths)
+
+
+def predict_layers_ms(table: LatencyTable, keys: Sequence[LayerKey]) -> float:
+    """Return the predicted end-to-end time of a network that executes these layers.
+
+    Raises:
+        MissingLatencyError: a kind of layer that was never measured.
+    """
+    prices = _Prices(table, {key.kind for key in keys}, elements_of(keys))
+    prices.learn(keys)
+    return (sum(prices.us(key) for key in keys) + prices.calibration.outside_us) / 1000
 
 
 def predict_ms(costs: Iterable[LayerCost], candidates: Candidates, widths: Widths) -> float:
@@ -200,9 +212,15 @@ def _cost(piece: _Piece, terms: Terms, prices: "_Prices") -> LayerCost:
 class _Prices:
     """What every key costs end to end: measured where it was, else estimated, then calibrated."""
 
-    def __init__(self, table: LatencyTable, layers: Sequence[Layer], elements: int) -> None:
-        self.table, self.elements = table, elements
-        self.kinds = {layer.key.kind for layer in layers}
+    def __init__(self, table: LatencyTable, kinds: Set[Kind], elements: int) -> None:
+        """Fit the table.
+
+        Args:
+            table: of one device.
+            kinds: of layer that must have been measured; variants of others are left aside.
+            elements: what the network reads and writes whose layers are priced.
+        """
+        self.table, self.kinds, self.elements = table, kinds, elements
         self.contexts = contexts_of(table)
         levelled = [
             entry.model_copy(update={"median_us": level_us})

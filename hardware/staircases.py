@@ -1,7 +1,7 @@
 """The staircases in a latency table: what each kind of layer takes, by its width."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from hardware.fitting import FamilyModel, fit_families
@@ -13,13 +13,24 @@ Curve = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What a kind of layer takes at one width, with the most channels on the other side."""
+
+    width: int
+    time_us: float
+    exact: bool  # measured just there; else estimated, from other channels on the other side
+    entries: int  # measured at this width, whatever is on the other side
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Staircase:
     """One kind of layer: what was measured of it, and the line through that."""
 
     label: str
     axis: str  # "out": the line runs over output channels at the widest input; "in": reverse
     other: int | None  # channels on the other side of the line; None: the same as on its axis
-    curve: Curve  # at every width up to the widest, fitted to the table
+    curve: Curve  # at every width up to the widest, what neighbouring widths tell
+    rows: tuple[Row, ...]  # the widths that were measured, ascending
     entries: tuple[Entry, ...]
 
     def width_of(self, entry: Entry) -> int:
@@ -30,32 +41,12 @@ class Staircase:
         """Return the channels of an entry on the other side."""
         return entry.key.in_channels if self.axis == "out" else entry.key.out_channels
 
-    @property
-    def rows(self) -> tuple["Row", ...]:
-        """The widths that were measured, ascending."""
-        times, rows = dict(self.curve), []
-        for width in sorted({self.width_of(entry) for entry in self.entries}):
-            here = [entry for entry in self.entries if self.width_of(entry) == width]
-            exact = [e.median_us for e in here if self.other in (None, self.across(e))]
-            time_us = median(exact) if exact else times[width]
-            rows.append(Row(width=width, time_us=time_us, exact=bool(exact), entries=len(here)))
-        return tuple(rows)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What a kind of layer takes at one width, with the most channels on the other side."""
-
-    width: int
-    time_us: float
-    exact: bool  # measured just there; else the line's, from other channels on the other side
-    entries: int  # measured at this width, whatever is on the other side
-
 
 def staircases(table: LatencyTable) -> tuple[Staircase, ...]:
     """Return the staircase of every kind of layer, the slowest first.
 
-    The line is the table's own model of the kind, before it is calibrated on end-to-end times.
+    The line is the table's own model of the kind, before it is calibrated on end-to-end times, and
+    without what belongs to single widths.
     """
     entries: dict[Kind, list[Entry]] = {}
     for entry in table.entries:
@@ -77,15 +68,53 @@ def _staircase(entries: Sequence[Entry], model: FamilyModel) -> Staircase:
     for width in range(1, (widest_out if axis == "out" else widest_in) + 1):
         at_out = (width if coupled else widest_in, width)
         line.append(example.at(*(at_out if axis == "out" else (width, widest_out))))
-    times = model.predict(line)
     other = widest_in if axis == "out" else widest_out
     return Staircase(
         label=label_of(example),
         axis=axis,
         other=None if coupled else other,
-        curve=tuple((n, float(us)) for n, us in enumerate(times, start=1)),
+        curve=_curve(line, _along(model, axis, coupled)),
+        rows=_rows(entries, axis, None if coupled else other, _curve(line, model)),
         entries=tuple(entries),
     )
+
+
+def _along(model: FamilyModel, axis: str, is_coupled: bool) -> FamilyModel:
+    """Return the model without what belongs to single widths on the axis.
+
+    That was measured at these alone. In a line they would stand out as spikes: 97 to 111 filters
+    are padded to 112 and take what those do, but nothing was measured that says so.
+    """
+    inputs, outputs = model.likeness.widths
+    across = (inputs, 0.0) if axis == "out" else (0.0, outputs)
+    widths = (0.0, 0.0) if is_coupled else across
+    return replace(model, likeness=replace(model.likeness, widths=widths))
+
+
+def _curve(line: Sequence[LayerKey], model: FamilyModel) -> Curve:
+    return tuple((n, float(us)) for n, us in enumerate(model.predict(line), start=1))
+
+
+def _rows(
+    entries: Sequence[Entry], axis: str, other: int | None, estimates: Curve
+) -> tuple[Row, ...]:
+    """Return the widths that were measured, ascending.
+
+    Args:
+        entries: of one kind.
+        axis: the side on which the widths lie.
+        other: channels on the other side at which a measurement is exact; None: whatever they are.
+        estimates: for widths that were measured beside other channels only.
+    """
+    sides = [(entry.key.in_channels, entry.key.out_channels) for entry in entries]
+    places = [pair if axis == "in" else pair[::-1] for pair in sides]
+    times, rows = dict(estimates), []
+    for width in sorted({width for width, _ in places}):
+        here = [(e, across) for e, (at, across) in zip(entries, places, strict=True) if at == width]
+        exact = [entry.median_us for entry, across in here if other in (None, across)]
+        time_us = median(exact) if exact else times[width]
+        rows.append(Row(width=width, time_us=time_us, exact=bool(exact), entries=len(here)))
+    return tuple(rows)
 
 
 def label_of(key: LayerKey) -> str:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from hardware.consoles import out, reported
+from hardware.consoles import bar, out, reported
 from hardware.staircases import Staircase, staircases
 
 BAR = 40  # characters of the longest bar
@@ -40,8 +40,13 @@ def show(
     rows: Annotated[int, typer.Option(min=1, help="Kinds of layers, the slowest first")] = 8,
     page: Annotated[Path | None, typer.Option(help="Write all of them as an HTML page")] = None,
 ) -> None:
-    """Draw the staircases: what each kind of layer takes, by its width."""
+    """Draw the staircases: what each kind of layer takes, by its width.
+
+    And say how far the table can be trusted: how far off each measured network is when the others
+    predict it.
+    """
     with reported("Interrupted."):
+        from hardware.cross_validating import cross_validate
         from hardware.staircase_page import staircase_page
         from hardware.storing import write_whole
         from hardware.tables import load_table
@@ -62,6 +67,8 @@ def show(
             out.print(_drawn(stairs))
         if (more := len(found) - rows) > 0:
             out.print(f"and {more} faster kinds of layers (--rows, --page)")
+        with bar("predicting each network", in_logs=False) as progress:
+            out.print(f"{cross_validate(loaded, progress)}", markup=False, highlight=False)
         if page is not None:
             write_whole(page, staircase_page(loaded, found))
             out.print(f"{page}", markup=False)

@@ -193,6 +193,12 @@ class LatencyTable(Record):
         parts = [(variant, keys) if v == old else (v, known) for v in self.variants]
         return _table(self.key, parts, self.bundles, self.swept)
 
+    def without(self, variant: Variant) -> "LatencyTable":
+        """Return the table as if a variant had never been measured."""
+        known = [entry.key for entry in self.entries]
+        parts = [(v, known) for v in self.variants if v != variant]
+        return _table(self.key, parts, self.bundles, self.swept)
+
     def save(self, path: Path) -> None:
         """Write the table; the file appears whole. One line per entry and per variant.
 

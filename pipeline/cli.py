@@ -123,6 +123,7 @@ def profile(
     there, --import here.
     """
     with reported(verbose):
+        from hardware.cross_validating import cross_validate
         from pipeline.errors import RecipeError
         from pipeline.recipe import read_recipe
         from pipeline.remote import import_table, make_bundle
@@ -141,6 +142,9 @@ def profile(
                 path, table = import_table(asked, home, stages.stage)
             else:
                 path, table = make_table(asked, stages.stage)
+            if bundle is None:
+                with stages.stage("Predicting each network from the others") as progress:
+                    checked = cross_validate(table, progress)
         if bundle is not None:
             out.print(
                 f"{bundle}: bundle {manifest.digest[:12]}. On the device: espalier measure "
@@ -148,7 +152,7 @@ def profile(
                 markup=False,
             )
             return
-        out.print(latency_table(path, table))
+        out.print(latency_table(path, table, checked))
         if home is not None:
             out.print(f"Plan for it with --set target.device={table.key.folder}", markup=False)
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hardware.channels import ChannelMap
+from hardware.cross_validating import CrossValidation
 from hardware.tables import LatencyTable
 from pipeline import wording
 from pipeline.progress import StageProgress
@@ -219,12 +220,15 @@ def devices_table(rows: Sequence[tuple[str, str, str, str | None]]) -> Table:
     return table
 
 
-def latency_table(path: Path, table: LatencyTable, rows: int = 20) -> RenderableType:
+def latency_table(
+    path: Path, table: LatencyTable, checked: CrossValidation, rows: int = 20
+) -> RenderableType:
     """Return what a latency table holds: the slowest layers that were executed, and its audit.
 
     Args:
         path: where the table lies.
         table: what was measured.
+        checked: how well it predicts its own networks.
         rows: how many layers at most.
     """
     key = table.key
@@ -248,7 +252,8 @@ def latency_table(path: Path, table: LatencyTable, rows: int = 20) -> Renderable
         shown.add_row(*map(Text, cells))
     if (more := len(table.entries) - rows) > 0:
         shown.caption = Text(f"and {more:,} faster layers")
-    return Group(shown, "", *_audit(table), Text(str(path), overflow="fold"))
+    told = (*_audit(table), Text(str(checked)))
+    return Group(shown, "", *told, Text(str(path), overflow="fold"))
 
 
 def _audit(table: LatencyTable) -> Iterator[Text]:

@@ -106,6 +106,7 @@ def test_a_device_without_torch_measures_a_bundle(bundle, tmp_path):
     assert len(loaded.variants) == 4
     assert loaded.key == key_of(FakeRuntime(), EngineSettings(), 1)
     assert "measuring: 4/4" in told
+    assert "can be predicted from the others" in said
     assert "espalier profile RECIPE --import table.json" in said
 
 

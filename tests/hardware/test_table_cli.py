@@ -92,6 +92,24 @@ def test_a_width_that_was_measured_beside_fewer_channels_only_is_estimated():
     assert 10 < stairs.rows[3].time_us < 25
 
 
+def test_what_single_widths_cost_stands_in_rows_and_not_as_spikes_in_the_line():
+    table = LatencyTable(key=KEY)
+    odd = 24  # takes a fifth more beside whatever inputs
+    for inputs in (8, 16, 24, 32):
+        for width in range(4, 65, 4):
+            time_us = (5 + 0.1 * inputs * width) * (1.2 if width == odd else 1)
+            table = table.adding(variant([time_us], width=width), [conv(inputs, width)])
+
+    (stairs,) = staircases(table)
+
+    rows, line = {row.width: row.time_us for row in stairs.rows}, dict(stairs.curve)
+    assert rows[odd] == pytest.approx(1.2 * (5 + 3.2 * odd))
+    for width in range(odd - 3, odd + 4):
+        assert line[width] == pytest.approx(5 + 3.2 * width, rel=0.1)
+    steps = [line[width + 1] / line[width] for width in range(8, 64)]
+    assert max(steps) < 1.15 and min(steps) > 0.97
+
+
 def test_show_draws_the_stairs(tmp_path):
     table_of(STAIRS).save(tmp_path / "t.json")
 
@@ -102,6 +120,7 @@ def test_show_draws_the_stairs(tmp_path):
     assert list(bars) == [8, 16, 24, 32]
     assert bars[16] < 0.7 * bars[32]
     assert "Conv, 3x3" in said and "fake 1 on Oak board" in said
+    assert "Each network predicted from the others: " in said and "over 8 networks" in said
 
 
 def test_show_writes_a_page_of_one_file(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from hardware.channels import ChannelMap, Group
+from hardware.cross_validating import cross_validate
 from hardware.layers import LayerKey
 from hardware.tables import Entry, LatencyTable, TableKey
 from pipeline import showing
@@ -130,10 +131,11 @@ def test_a_latency_table_shows_its_slowest_layers_and_its_audit(tmp_path):
         for layer, time in zip(layers, (2.0, 30.0, 10.0), strict=True)
     ]
 
-    text = squeezed(
-        showing.latency_table(tmp_path, LatencyTable(key=key, entries=tuple(entries)), 2)
-    )
+    table = LatencyTable(key=key, entries=tuple(entries))
+
+    text = squeezed(showing.latency_table(tmp_path, table, cross_validate(table), 2))
 
     assert "OpenVINO 1 on bench" in text
     assert "Conv 3×3 3 9 30.0 0.5 4 Conv 3×3 3 7 10.0 0.5 4 and 1 faster layers" in text
     assert "3 layers from 0 variants, fp32, batch 1, 2 threads" in text
+    assert "0 networks can be predicted from the others: too few" in text

@@ -1,0 +1,101 @@
+"""How far a latency table can be trusted, by its own measurements.
+
+Every network in the table is predicted by the table without it. Networks of a sweep differ from one
+another in most widths, so this is about what a plan meets that was not measured: no plan is needed,
+and none is built.
+
+Reference:
+    Stone, "Cross-Validatory Choice and Assessment of Statistical Predictions", Journal of the Royal
+    Statistical Society B 36, 1974: leave-one-out. Departure: the whole model is fitted anew for
+    each network, also what decides how much is shared.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hardware.predicting import predict_layers_ms
+from hardware.tables import LatencyTable, Variant
+
+Progress = Callable[[int, int, str], None]
+
+LEAST_NETWORKS = 6  # fewer say nothing of a quantile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOut:
+    """One network of a table, and what the table says of it without having seen it."""
+
+    variant: Variant
+    predicted_ms: float
+    measured_ms: float  # at the pace of the other networks
+
+    @property
+    def error_pct(self) -> float:
+        """How far the prediction is off, percent of what was measured; above 0: too high."""
+        return 100 * (self.predicted_ms / self.measured_ms - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossValidation:
+    """How well a table predicts the networks that it holds, each from all others."""
+
+    networks: tuple[HeldOut, ...]
+    passed_over: int  # networks with a kind of layer that no other one has
+
+    @property
+    def median_pct(self) -> float:
+        """The median of the errors, percent; their sign is left aside."""
+        return float(np.median(self._errors))
+
+    @property
+    def p95_pct(self) -> float:
+        """Their 95th percentile."""
+        return float(np.quantile(self._errors, 0.95))
+
+    @property
+    def worst(self) -> HeldOut:
+        """The network that the others predict worst."""
+        return self.networks[int(np.argmax(self._errors))]
+
+    @property
+    def _errors(self) -> list[float]:
+        return [abs(network.error_pct) for network in self.networks]
+
+    def __str__(self) -> str:
+        """Return it in one sentence, also where there is too little to say."""
+        if len(self.networks) < LEAST_NETWORKS:
+            return (
+                f"{len(self.networks)} networks can be predicted from the others: too few to say "
+                f"how far the table can be trusted (at least {LEAST_NETWORKS})."
+            )
+        return (
+            f"Each network predicted from the others: {self.median_pct:.1f} % off (median), "
+            f"{self.p95_pct:.1f} % (95th percentile) over {len(self.networks)} networks."
+        )
+
+
+def cross_validate(table: LatencyTable, progress: Progress = lambda *_: None) -> CrossValidation:
+    """Return how well a table predicts each of its networks from all others.
+
+    Args:
+        table: of one device; takes about a tenth of a second per network, more for large tables.
+        progress: told after every network: how many are done, of how many, and what was found.
+    """
+    found = []
+    for done, variant in enumerate(table.variants, start=1):
+        rest = table.without(variant)
+        keys = [table.entries[place].key for place in variant.entries]
+        known = {entry.key.kind for entry in rest.entries}
+        said = "has a layer that no other network has"
+        if variant.template in rest.anchors_ms and known >= {key.kind for key in keys}:
+            network = HeldOut(
+                variant=variant,
+                predicted_ms=predict_layers_ms(rest, keys),
+                measured_ms=rest.corrected_ms(variant),
+            )
+            said = f"{network.error_pct:+.1f} %"
+            found.append(network)
+        progress(done, len(table.variants), said)
+    return CrossValidation(networks=tuple(found), passed_over=len(table.variants) - len(found))
