@@ -21,6 +21,7 @@ from hardware.tables import LatencyTable, Variant
 Progress = Callable[[int, int, str], None]
 
 LEAST_NETWORKS = 6  # fewer say nothing of a quantile
+MUCH_PCT = 5.0  # a 95th percentile above this is worth a longer sweep
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +71,14 @@ class CrossValidation:
                 f"{len(self.networks)} networks can be predicted from the others: too few to say "
                 f"how far the table can be trusted (at least {LEAST_NETWORKS})."
             )
+        longer = (
+            " To do better, measure for longer, in a quiet hour: target.table_minutes in a recipe, "
+            "--minutes of espalier measure."
+        )
         return (
             f"Each network predicted from the others: {self.median_pct:.1f} % off (median), "
             f"{self.p95_pct:.1f} % (95th percentile) over {len(self.networks)} networks."
+            f"{longer if self.p95_pct > MUCH_PCT else ''}"
         )
 
 

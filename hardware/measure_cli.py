@@ -13,8 +13,11 @@ def measure(
     runtime: Annotated[str, typer.Option(help="ov, ort, trt: see `espalier devices`")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The table")] = Path("table.json"),
     builds: Annotated[
-        int | None, typer.Option(min=1, help="Networks to build [default: until sure]")
+        int | None, typer.Option(min=1, help="Networks to build [default: as time allows]")
     ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="How long to measure; the more, the better it predicts")
+    ] = 1.0,
 ) -> None:
     """Measure a bundle's network on this device into a latency table.
 
@@ -34,7 +37,9 @@ def measure(
             markup=False,
         )
         with bar("measuring") as progress:
-            table = measure_bundle(read, chosen, output, builds=builds, progress=progress)
+            table = measure_bundle(
+                read, chosen, output, builds=builds, minutes=minutes, progress=progress
+            )
         with bar("predicting each network", in_logs=False) as progress:
             checked = cross_validate(table, progress)
     low, middle, high = table.additivity

@@ -32,6 +32,7 @@ def measure_bundle(
     path: Path,
     *,
     builds: int | None = None,
+    minutes: float = 1.0,
     lock: Path | None = None,
     progress: Progress | None = None,
 ) -> LatencyTable:
@@ -43,7 +44,8 @@ def measure_bundle(
         bundle: from the host.
         runtime: what builds and runs.
         path: where the table lies, or will.
-        builds: variants to hold in the end; None: until predictions are good.
+        builds: variants to hold in the end; None: as many as the time allows.
+        minutes: how long to measure, earlier sweeps of the same network included.
         lock: held meanwhile; None: this machine's.
         progress: told (variants measured, expected, text) after each.
 
@@ -66,6 +68,7 @@ def measure_bundle(
             table.model_copy(update={"bundles": tuple(digests)}),
             path,
             builds=builds,
+            minutes=minutes,
             seed=bundle.manifest.seed,
             progress=progress,
         )

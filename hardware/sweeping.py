@@ -38,12 +38,13 @@ LEAST_BUILDS, MOST_BUILDS = 14, 40
 # Where other networks have measured every kind of layer: at least so many, at most a share of what
 # the best measured of them took.
 RELATED_BUILDS, RELATED_SHARE = 4, 1 / 3
-STAIR_BUILDS = 4  # more, at most, where stairs lie between measured widths
-# A minute: designed variants until the first of these times, then those at stairs, then what was
-# measured while the device was slower is measured again. What was slowed by a tenth and more, for
-# at most another minute, with longer and longer pauses while the device stays slow: that slows
-# networks unequally (variants of a MobileNetV2 of middle size by 40 % while the full network took
-# 10 % longer), so that a table made meanwhile predicts 10 % wrong. Less can be corrected.
+STAIR_BUILDS = 4  # more per minute, at most, where stairs lie between measured widths
+# Of one minute (of several in proportion): designed variants until the first of these times, then
+# those at stairs, then what was measured while the device was slower is measured again. What was
+# slowed by a tenth and more, for at most as long again, with longer and longer pauses while the
+# device stays slow: that slows networks unequally (variants of a MobileNetV2 of middle size by 40 %
+# while the full network took 10 % longer), so that a table made meanwhile predicts 10 % wrong. Less
+# can be corrected.
 DESIGN_S, STAIRS_S, SLOWED_S = 46.0, 52.0, 57.0
 MUCH_SLOWED, MUCH_SLOWED_S = 1.1, 60.0
 PAUSES_S = (2.0, 4.0, 8.0)
@@ -94,13 +95,14 @@ def sweep(
     table: LatencyTable,
     path: Path,
     builds: int | None = None,
+    minutes: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> LatencyTable:
-    """Measure designed variants for about a minute, saving after each.
+    """Measure designed variants for about so many minutes, saving after each.
 
     Then some more, at widths between which the time jumps, and once more what was measured beside
-    a busy neighbour or while the device was slower than usual; for up to another minute what it was
+    a busy neighbour or while the device was slower than usual; for up to as long again what it was
     much slower for.
     Variants that the table holds are not built again, and keys that other networks measured are
     not sought again: a second sweep builds nothing, a related network needs few builds.
@@ -114,9 +116,11 @@ def sweep(
         settings: how.
         table: measured so far.
         path: where the table is saved after every variant.
-        builds: variants of the design to hold in the end, and no others; None: as many as a
-            minute allows, 14 to 40; at most a third of another network's where it shares all kinds
-            of layers.
+        builds: variants of the design to hold in the end, and no others; None: as many as the time
+            allows, at least 14, at most 40 per minute; at most a third of another network's where
+            it shares all kinds of layers.
+        minutes: how long, above 0; the more, the better the table predicts. Earlier sweeps count:
+            three minutes after one are two more.
         seed: of the design.
         progress: told (variants measured, expected, text) after each.
 
@@ -126,7 +130,9 @@ def sweep(
     sweeping = _Sweep(template, channels, layers, runtime, settings, table, path)
     tell = progress or _silent
     goal = sweeping.goal(candidates)
-    if builds is not None or goal not in sweeping.table.swept:
+    if builds is None:
+        sweeping.begin(goal, minutes)
+    if builds is not None or sweeping.minutes_swept(goal) < minutes:
         sweeping.fill(candidates, builds, seed, tell)
         sweeping.measure_slowed_again(tell)
     sweeping.measure_crowded_again()
@@ -153,7 +159,7 @@ class _Sweep:
         self.channels, self.layers = channels, layers
         self.digest = digest_of(template)
         self.table, self.path = table, path
-        self.start_s = time.monotonic()
+        self.start_s, self.minutes = time.monotonic(), 1.0
         self._stand: Stand | None = None
 
     @property
@@ -177,10 +183,21 @@ class _Sweep:
         widths = json.dumps({name: list(candidates[name]) for name in sorted(candidates)})
         return f"{self.digest}:{hashlib.sha256(widths.encode()).hexdigest()[:8]}"
 
+    def minutes_swept(self, goal: str) -> float:
+        """Return how long sweeps of that goal were that came to their end; 0 where none did."""
+        found = [name for name in self.table.swept if name.startswith(goal)]
+        return max((float(name[len(goal) + 1 :] or 1) for name in found), default=0.0)
+
+    def begin(self, goal: str, minutes: float) -> None:
+        """Take so many minutes, of which earlier sweeps of that goal have taken theirs."""
+        self.minutes = minutes
+        self.start_s -= 60 * self.minutes_swept(goal)
+
     def finish(self, goal: str) -> None:
         """Note in the table that the sweep came to its end, so that the next one builds nothing."""
-        if goal not in self.table.swept:
-            self.table = self.table.model_copy(update={"swept": (*self.table.swept, goal)})
+        if self.minutes_swept(goal) < self.minutes:
+            done = goal if self.minutes == 1 else f"{goal}:{self.minutes}"
+            self.table = self.table.model_copy(update={"swept": (*self.table.swept, done)})
             self.table.save(self.path)
 
     def fill(self, candidates: Candidates, builds: int | None, seed: int, tell: Progress) -> None:
@@ -188,7 +205,7 @@ class _Sweep:
         elsewhere, others = self.seen_elsewhere(), self.builds_elsewhere()
         kinds = {key.kind for key in elsewhere}
         is_related = others >= LEAST_BUILDS and kinds >= {layer.key.kind for layer in self.layers}
-        least, most = LEAST_BUILDS, MOST_BUILDS
+        least, most = LEAST_BUILDS, max(LEAST_BUILDS, round(self.minutes * MOST_BUILDS))
         if is_related:
             least, most = RELATED_BUILDS, max(RELATED_BUILDS, floor(RELATED_SHARE * others))
         most = builds if builds is not None else most
@@ -214,7 +231,8 @@ class _Sweep:
 
     def refine(self, candidates: Candidates, plans: Iterator[dict[str, int]]) -> None:
         """Measure widths at which stairs may lie, in networks that are otherwise designed."""
-        while self.seconds < STAIRS_S and self.stairs < STAIR_BUILDS:
+        most = round(self.minutes * STAIR_BUILDS)
+        while self.seconds < STAIRS_S and self.stairs < most:
             measured = [v.widths for v in self.variants]
             at_stairs = widths_at_stairs(self.table, self.layers, candidates, measured)
             if not at_stairs:
@@ -271,8 +289,8 @@ class _Sweep:
 
     @property
     def seconds(self) -> float:
-        """How long the sweep has taken."""
-        return time.monotonic() - self.start_s
+        """How long the sweep has taken, as if it had one minute."""
+        return (time.monotonic() - self.start_s) / self.minutes
 
     @property
     def stairs(self) -> int:

@@ -127,7 +127,7 @@ def prepare(recipe: Recipe, stages: Stages) -> Job:
         subject = analyse(network, target.batch, recipe.surgery)
         prunable = len(subject.channels.prunable)
         progress(1, 1, f"{prunable} groups can be pruned, in {subject.form.taken} form")
-    bench = Bench(runtime=runtime, settings=settings, path=path)
+    bench = Bench(runtime=runtime, settings=settings, path=path, minutes=target.table_minutes)
     return Job(recipe=recipe, network=network, data=data, subject=subject, bench=bench, table=table)
 
 

@@ -55,6 +55,7 @@ class Bench:
     runtime: Runtime
     settings: EngineSettings
     path: Path
+    minutes: float = 1.0  # that a sweep takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +182,7 @@ def profile(
         bench.settings,
         table,
         bench.path,
+        minutes=bench.minutes,
         seed=seed,
         progress=progress,
     )

@@ -53,6 +53,7 @@ def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Resu
         settings=settings,
         seed=options.seed,
         memory=memory,
+        minutes=options.minutes,
         patience_s=options.patience,
     )
     subject, candidates = subject_of(options.network)
@@ -74,6 +75,7 @@ def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Resu
         threads=settings.threads,
         precision=settings.precision,
         builds=swept.builds,
+        table_minutes=setting.minutes,
         table_seconds=round(swept.seconds, 2),
         **errors_of([plan.predicted_ms for plan in times], measured).model_dump(),
         at_pace=errors_of([p.predicted_ms for p in like], [p.measured_ms for p in like])
@@ -208,6 +210,7 @@ def main() -> None:
         help="wait for moments in which reading a byte takes at most so many picoseconds; "
         "python -m benchmarks.quiet says what is usual",
     )
+    parser.add_argument("--minutes", type=float, default=1.0, help="of measuring the table")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

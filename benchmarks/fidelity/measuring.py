@@ -55,6 +55,7 @@ class Setting:
     settings: EngineSettings
     seed: int
     memory: SharedMemory = field(default_factory=SharedMemory)
+    minutes: float = 1.0  # of measuring a table
     patience_s: float = 90.0  # of waiting for the table's pace, all plans together
 
 
@@ -88,6 +89,7 @@ def build_table(
         setting.settings,
         table,
         path,
+        minutes=setting.minutes,
         seed=setting.seed,
         progress=progress,
     )

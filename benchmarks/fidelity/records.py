@@ -65,6 +65,7 @@ class Result(Record):
     threads: int
     precision: str
     builds: int  # narrowed networks built and timed
+    table_minutes: float = 1.0  # that it was given
     table_seconds: float
     median_error_pct: float
     p95_error_pct: float

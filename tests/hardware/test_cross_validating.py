@@ -33,6 +33,7 @@ def test_where_times_follow_a_law_each_network_is_predicted_from_the_others(tabl
     assert not found.passed_over
     assert found.median_pct < 1 and found.p95_pct < 3
     assert f"{found.median_pct:.1f} % off (median)" in str(found)
+    assert "table_minutes" not in str(found)
 
 
 def test_a_network_that_strays_is_the_worst_by_as_much(table):
@@ -41,6 +42,13 @@ def test_a_network_that_strays_is_the_worst_by_as_much(table):
     assert found.worst.variant.widths == table.variants[7].widths
     assert found.worst.error_pct == pytest.approx(100 * (1 / 1.25 - 1), abs=3)
     assert found.median_pct < 1
+
+
+def test_a_table_that_predicts_badly_says_what_to_do(table):
+    for place in (2, 9, 15):
+        table = retimed(table, place, 1.4)
+
+    assert "target.table_minutes" in str(cross_validate(table))
 
 
 def test_a_network_has_no_say_in_its_own_prediction(table):

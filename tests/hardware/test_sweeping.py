@@ -15,7 +15,7 @@ from hardware.references import narrow_widths
 from hardware.runtimes import RUNTIMES, get_runtime
 from hardware.runtimes.base import EngineSettings, NodeTime
 from hardware.runtimes.fake import FakeRuntime, Staircase
-from hardware.sweeping import LEAST_BUILDS, complete_widths, digest_of, measure, sweep
+from hardware.sweeping import DESIGN_S, LEAST_BUILDS, complete_widths, digest_of, measure, sweep
 from hardware.tables import LatencyTable, key_of, load_table
 from hardware.timing import Protocol
 from hardware.watching import Counters
@@ -209,6 +209,43 @@ def test_a_sweep_that_came_to_its_end_is_not_taken_up_again(tmp_path):
     sweep(*arguments, finer, counting, SETTINGS, load_table(path), path)
     assert counting.profiled > before
     assert len(load_table(path).swept) == 2
+
+
+def test_more_minutes_measure_more_and_count_those_before(tmp_path, monkeypatch):
+    for name in ("DESIGN_S", "STAIRS_S"):
+        monkeypatch.setattr(f"hardware.sweeping.{name}", 1e9)
+    for name, count in (("LEAST_BUILDS", 2), ("MOST_BUILDS", 3), ("STAIR_BUILDS", 0)):
+        monkeypatch.setattr(f"hardware.sweeping.{name}", count)
+    template, channels, layers, candidates = subject()
+    runtime, path = CountingRuntime(), tmp_path / "table.json"
+    arguments = (template, channels, layers, candidates, runtime, SETTINGS)
+
+    counts = []
+    table = empty_table(runtime)
+    for minutes in (1.0, 1.0, 3.0, 2.0, 3.0, 4.0):
+        table = sweep(*arguments, table, path, minutes=minutes)
+        counts.append(len(table.variants))
+
+    assert counts == [3, 3, 9, 9, 9, 12]
+    assert runtime.profiled == 12 and load_table(path) == table
+
+
+def test_a_longer_sweep_has_the_time_that_the_one_before_left(tmp_path, monkeypatch):
+    template, channels, layers, candidates = subject()
+    runtime, path = CountingRuntime(), tmp_path / "table.json"
+    # A clock that stands still but for ten seconds per variant.
+    monkeypatch.setattr("hardware.sweeping.time.monotonic", lambda: 10.0 * runtime.profiled)
+    monkeypatch.setattr("hardware.sweeping.STAIR_BUILDS", 0)
+    arguments = (template, channels, layers, candidates, runtime, SETTINGS)
+
+    short = sweep(*arguments, empty_table(runtime), path, minutes=5)
+    longer = sweep(*arguments, short, path, minutes=10)
+    straight = sweep(*arguments, empty_table(runtime), tmp_path / "other.json", minutes=10)
+
+    designed = [len(table.variants) for table in (short, longer, straight)]
+    assert designed[0] == pytest.approx(5 * DESIGN_S / 10, abs=2)
+    assert designed[1] == pytest.approx(designed[0] + (10 * DESIGN_S - 300) / 10, abs=2)
+    assert designed[2] == pytest.approx(10 * DESIGN_S / 10, abs=2)
 
 
 def test_a_related_network_needs_fewer_builds(tmp_path):
