@@ -62,9 +62,10 @@ def costs(
     whole = {name: max(widths) for name, widths in candidates.items()}
     around = {**whole, **{n: w for n, w in (around or {}).items() if n in whole}}
     kinds = frozenset(layer.key.kind for layer in layers)
-    prices = _Prices(table, kinds, _elements_at(layers, around))
+    prices = _Prices(table, kinds)
     pieces = [piece for layer in layers for piece in _pieces(layer, candidates, around)]
-    prices.learn(key for _, terms in pieces for keys, _ in terms for key in keys if key)
+    wanted = (key for _, terms in pieces for keys, _ in terms for key in keys if key)
+    prices.learn(wanted, _elements_at(layers, around))
     found = [_cost(layer_piece, terms, prices) for layer_piece, terms in pieces]
     outside = LayerCost(
         layer=OUTSIDE,
@@ -87,15 +88,20 @@ def predict_plan_ms(table: LatencyTable, layers: Sequence[Layer], widths: Widths
     return predict_ms(costs(table, layers, candidates, around=widths), candidates, widths)
 
 
-def predict_layers_ms(table: LatencyTable, keys: Sequence[LayerKey]) -> float:
-    """Return the predicted end-to-end time of a network that executes these layers.
+def predict_networks_ms(
+    table: LatencyTable, networks: Sequence[Sequence[LayerKey]]
+) -> tuple[float, ...]:
+    """Return the predicted end-to-end time of each network, given as the layers that it executes.
 
     Raises:
         MissingLatencyError: a kind of layer that was never measured.
     """
-    prices = _Prices(table, {key.kind for key in keys}, elements_of(keys))
-    prices.learn(keys)
-    return (sum(prices.us(key) for key in keys) + prices.calibration.outside_us) / 1000
+    prices = _Prices(table, {key.kind for keys in networks for key in keys})
+    found = []
+    for keys in networks:
+        prices.learn(keys, elements_of(keys))
+        found.append(sum(prices.us(key) for key in keys) + prices.calibration.outside_us)
+    return tuple(time_us / 1000 for time_us in found)
 
 
 def predict_ms(costs: Iterable[LayerCost], candidates: Candidates, widths: Widths) -> float:
@@ -212,15 +218,14 @@ def _cost(piece: _Piece, terms: Terms, prices: "_Prices") -> LayerCost:
 class _Prices:
     """What every key costs end to end: measured where it was, else estimated, then calibrated."""
 
-    def __init__(self, table: LatencyTable, kinds: Set[Kind], elements: int) -> None:
+    def __init__(self, table: LatencyTable, kinds: Set[Kind]) -> None:
         """Fit the table.
 
         Args:
             table: of one device.
             kinds: of layer that must have been measured; variants of others are left aside.
-            elements: what the network reads and writes whose layers are priced.
         """
-        self.table, self.kinds, self.elements = table, kinds, elements
+        self.table, self.kinds = table, kinds
         self.contexts = contexts_of(table)
         levelled = [
             entry.model_copy(update={"median_us": level_us})
@@ -238,8 +243,8 @@ class _Prices:
         self.calibration = self._calibration()
         self.known: dict[LayerKey, float] = {}
 
-    def learn(self, keys: Iterable[LayerKey]) -> None:
-        """Work out the cost of these keys."""
+    def learn(self, keys: Iterable[LayerKey], elements: int) -> None:
+        """Work out the cost of these keys in a network that reads and writes so many elements."""
         wanted = list(dict.fromkeys(keys))
         by_kind: dict[Kind, list[LayerKey]] = {}
         raw: dict[LayerKey, float] = {}
@@ -254,7 +259,7 @@ class _Prices:
             raw.update(zip(unseen, times.tolist(), strict=True))
         times_us = np.array([raw[key] for key in wanted])
         priced = times_us + self.calibration.corrections(wanted, times_us)
-        priced += self.contexts.extra_us(wanted, times_us, self.elements)
+        priced += self.contexts.extra_us(wanted, times_us, elements)
         priced = np.where(times_us > 0, np.maximum(priced, LEAST_SHARE * times_us), 0.0)
         self.known = dict(zip(wanted, priced.tolist(), strict=True))
 

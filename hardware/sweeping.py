@@ -7,6 +7,7 @@ device's drift can be told from the variant's speed.
 import hashlib
 import json
 import logging
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -185,8 +186,9 @@ class _Sweep:
 
     def minutes_swept(self, goal: str) -> float:
         """Return how long sweeps of that goal were that came to their end; 0 where none did."""
-        found = [name for name in self.table.swept if name.startswith(goal)]
-        return max((float(name[len(goal) + 1 :] or 1) for name in found), default=0.0)
+        named = re.compile(re.escape(goal) + r"(?::(\d+(?:\.\d+)?))?")
+        found = [match for name in self.table.swept if (match := named.fullmatch(name))]
+        return max((float(match[1] or 1) for match in found), default=0.0)
 
     def begin(self, goal: str, minutes: float) -> None:
         """Take so many minutes, of which earlier sweeps of that goal have taken theirs."""

@@ -8,7 +8,7 @@ have taken while they took their usual times (`usual_pace_ms`).
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -193,10 +193,10 @@ class LatencyTable(Record):
         parts = [(variant, keys) if v == old else (v, known) for v in self.variants]
         return _table(self.key, parts, self.bundles, self.swept)
 
-    def without(self, variant: Variant) -> "LatencyTable":
-        """Return the table as if a variant had never been measured."""
+    def without(self, variants: Collection[Variant]) -> "LatencyTable":
+        """Return the table as if some variants had never been measured."""
         known = [entry.key for entry in self.entries]
-        parts = [(v, known) for v in self.variants if v != variant]
+        parts = [(v, known) for v in self.variants if v not in variants]
         return _table(self.key, parts, self.bundles, self.swept)
 
     def save(self, path: Path) -> None:

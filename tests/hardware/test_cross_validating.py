@@ -73,6 +73,30 @@ def test_what_no_other_network_has_is_passed_over():
     assert [told[:2] for told in seen] == [(n, 4) for n in range(1, 5)]
 
 
+def test_what_was_measured_far_from_the_usual_pace_judges_nothing(table):
+    slow = table.variants[5]
+    keys = [table.entries[place].key for place in slow.entries]
+    changed = slow.model_copy(
+        update={"anchor_ms": 1.5 * slow.anchor_ms, "entries": tuple(range(len(keys)))}
+    )
+
+    found = cross_validate(table.replacing(slow, changed, keys))
+
+    assert found.passed_over == 1
+    assert all(network.variant.widths != slow.widths for network in found.networks)
+
+
+def test_a_large_table_is_fitted_a_few_times_and_judged_by_all(table, monkeypatch):
+    monkeypatch.setattr("hardware.cross_validating.MOST_FOLDS", 4)
+    seen = []
+
+    found = cross_validate(table, lambda *told: seen.append(told))
+
+    assert [told[:2] for told in seen] == [(n, 4) for n in range(1, 5)]
+    assert [n.variant.widths for n in found.networks] == [v.widths for v in table.variants]
+    assert found.median_pct < 1.5
+
+
 def test_a_table_without_a_network_is_as_if_it_had_never_been_measured(table):
     one = table.variants[0]
     keys = [table.entries[place].key for place in one.entries]
@@ -80,4 +104,4 @@ def test_a_table_without_a_network_is_as_if_it_had_never_been_measured(table):
 
     again = table.adding(added, keys)
 
-    assert again.without(again.variants[-1]) == table
+    assert again.without(again.variants[-1:]) == table
