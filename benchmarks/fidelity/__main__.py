@@ -168,7 +168,7 @@ def show(found: Result, console: Console) -> None:
         )
         if found.coverage.noticed_variants is not None:
             said.append(
-                f"A neighbour span beside {found.coverage.beside_variants} variants of the second "
+                f"A neighbour spun beside {found.coverage.beside_variants} variants of the second "
                 f"sweep; {found.coverage.noticed_variants} were marked and measured again."
             )
     if found.disturbance.is_crowded or found.crowded_variants:
