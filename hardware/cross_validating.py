@@ -59,11 +59,6 @@ class CrossValidation:
         return float(np.quantile(self._errors, 0.95))
 
     @property
-    def worst(self) -> HeldOut:
-        """The network that the others predict worst."""
-        return self.networks[int(np.argmax(self._errors))]
-
-    @property
     def _errors(self) -> list[float]:
         return [abs(network.error_pct) for network in self.networks]
 
@@ -78,9 +73,10 @@ class CrossValidation:
             " To do better, measure for longer, in a quiet hour: target.table_minutes in a recipe, "
             "--minutes of espalier measure."
         )
+        aside = f", {self.passed_over} left aside" if self.passed_over else ""
         return (
             f"Each network predicted from the others: {self.median_pct:.1f} % off (median), "
-            f"{self.p95_pct:.1f} % (95th percentile) over {len(self.networks)} networks."
+            f"{self.p95_pct:.1f} % (95th percentile) over {len(self.networks)} networks{aside}."
             f"{longer if self.p95_pct > MUCH_PCT else ''}"
         )
 

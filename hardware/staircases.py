@@ -30,7 +30,7 @@ class Staircase:
     axis: str  # "out": the line runs over output channels at the widest input; "in": reverse
     other: int | None  # channels on the other side of the line; None: the same as on its axis
     curve: Curve  # at every width up to the widest, what neighbouring widths tell
-    rows: tuple[Row, ...]  # the widths that were measured, ascending
+    estimates: Curve  # likewise, with what belongs to single widths
     entries: tuple[Entry, ...]
 
     def width_of(self, entry: Entry) -> int:
@@ -40,6 +40,17 @@ class Staircase:
     def across(self, entry: Entry) -> int:
         """Return the channels of an entry on the other side."""
         return entry.key.in_channels if self.axis == "out" else entry.key.out_channels
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The widths that were measured, ascending."""
+        times, rows = dict(self.estimates), []
+        for width in sorted({self.width_of(entry) for entry in self.entries}):
+            here = [entry for entry in self.entries if self.width_of(entry) == width]
+            exact = [e.median_us for e in here if self.other in (None, self.across(e))]
+            time_us = median(exact) if exact else times[width]
+            rows.append(Row(width=width, time_us=time_us, exact=bool(exact), entries=len(here)))
+        return tuple(rows)
 
 
 def staircases(table: LatencyTable) -> tuple[Staircase, ...]:
@@ -74,7 +85,7 @@ def _staircase(entries: Sequence[Entry], model: FamilyModel) -> Staircase:
         axis=axis,
         other=None if coupled else other,
         curve=_curve(line, _along(model, axis, coupled)),
-        rows=_rows(entries, axis, None if coupled else other, _curve(line, model)),
+        estimates=_curve(line, model),
         entries=tuple(entries),
     )
 
@@ -93,28 +104,6 @@ def _along(model: FamilyModel, axis: str, is_coupled: bool) -> FamilyModel:
 
 def _curve(line: Sequence[LayerKey], model: FamilyModel) -> Curve:
     return tuple((n, float(us)) for n, us in enumerate(model.predict(line), start=1))
-
-
-def _rows(
-    entries: Sequence[Entry], axis: str, other: int | None, estimates: Curve
-) -> tuple[Row, ...]:
-    """Return the widths that were measured, ascending.
-
-    Args:
-        entries: of one kind.
-        axis: the side on which the widths lie.
-        other: channels on the other side at which a measurement is exact; None: whatever they are.
-        estimates: for widths that were measured beside other channels only.
-    """
-    sides = [(entry.key.in_channels, entry.key.out_channels) for entry in entries]
-    places = [pair if axis == "in" else pair[::-1] for pair in sides]
-    times, rows = dict(estimates), []
-    for width in sorted({width for width, _ in places}):
-        here = [(e, across) for e, (at, across) in zip(entries, places, strict=True) if at == width]
-        exact = [entry.median_us for entry, across in here if other in (None, across)]
-        time_us = median(exact) if exact else times[width]
-        rows.append(Row(width=width, time_us=time_us, exact=bool(exact), entries=len(here)))
-    return tuple(rows)
 
 
 def label_of(key: LayerKey) -> str:

@@ -39,8 +39,9 @@ def test_where_times_follow_a_law_each_network_is_predicted_from_the_others(tabl
 def test_a_network_that_strays_is_the_worst_by_as_much(table):
     found = cross_validate(retimed(table, 7, 1.25))
 
-    assert found.worst.variant.widths == table.variants[7].widths
-    assert found.worst.error_pct == pytest.approx(100 * (1 / 1.25 - 1), abs=3)
+    worst = max(found.networks, key=lambda network: abs(network.error_pct))
+    assert worst.variant.widths == table.variants[7].widths
+    assert worst.error_pct == pytest.approx(100 * (1 / 1.25 - 1), abs=3)
     assert found.median_pct < 1
 
 
@@ -82,7 +83,7 @@ def test_what_was_measured_far_from_the_usual_pace_judges_nothing(table):
 
     found = cross_validate(table.replacing(slow, changed, keys))
 
-    assert found.passed_over == 1
+    assert found.passed_over == 1 and "1 left aside" in str(found)
     assert all(network.variant.widths != slow.widths for network in found.networks)
 
 
