@@ -17,23 +17,24 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from hardware.carving import carve
-from hardware.channels import Keep
-from hardware.cleaning import fold_norms
 from hardware.device import this_device
-from hardware.storing import write_whole
+from hardware.graph.carve import carve
+from hardware.graph.channel_map import Keep
+from hardware.graph.fold_norms import fold_norms
+from hardware.latency.end_to_end import LOADS, time_engines
+from hardware.records import write_whole
 from pipeline.criteria import CRITERIA
-from pipeline.evaluating import accuracy, torch_predictor
-from pipeline.exporting import export_graph
-from pipeline.finetuning import finetune
-from pipeline.manifest import versions
-from pipeline.progress import StageProgress
-from pipeline.pruning import prove, prune
+from pipeline.delivery.manifest import versions
+from pipeline.delivery.verify import measure_quality
+from pipeline.evidence.views import group_views
+from pipeline.networks.export import export_graph
+from pipeline.planning.fit import Progress, Stages
 from pipeline.recipe import Recipe, read_recipe
+from pipeline.report.progress import StageProgress
 from pipeline.run import Job, compress, prepare
-from pipeline.targeting import Progress, Stages
-from pipeline.verifying import LOADS, measure_quality, time_engines
-from pipeline.views import group_views
+from pipeline.surgery.prune import prove, prune
+from pipeline.tasks.evaluate import accuracy, torch_predictor
+from pipeline.training.finetune import finetune
 
 RECIPE = Path("benchmarks/cifar10.yaml")
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.console import Console
 from safetensors.torch import save_file
 
-from pipeline.data import load_data
-from pipeline.finetuning import finetune
-from pipeline.models import load_network
+from pipeline.networks.load import load_network
 from pipeline.recipe import FinetuneSection, Recipe, read_recipe
 from pipeline.records import Verdict
+from pipeline.report.tables import StageProgress, comparison_table
 from pipeline.run import Stages, compress
-from pipeline.showing import StageProgress, comparison_table
+from pipeline.tasks.data import load_data
+from pipeline.training.finetune import finetune
 
 RECIPE = Path("benchmarks/demo.yaml")
 RUNTIMES = ("ov", "ort")

@@ -25,17 +25,17 @@ from rich.table import Table
 from benchmarks.fidelity.measuring import Setting, build_table
 from benchmarks.fidelity.subjects import NETWORKS, Candidates, held_out, subject_of
 from hardware.errors import HardwareError, RuntimeMissingError
-from hardware.predicting import predict_plan_ms
+from hardware.latency.predict import predict_plan_ms
+from hardware.latency.sweep import measure
+from hardware.latency.table import key_of, table_path
+from hardware.records import Record, save_record
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import Array, Engine, EngineSettings, Feeds
 from hardware.runtimes.cuda import gpu_absent, this_gpu
 from hardware.runtimes.trt import RTX, TensorRt
-from hardware.storing import Record, save_record
-from hardware.sweeping import measure
-from hardware.tables import key_of, table_path
 from hardware.timing import Latency, Protocol, time_together
-from pipeline.analysing import Subject
-from pipeline.manifest import versions
+from pipeline.delivery.manifest import versions
+from pipeline.networks.analyse import Subject
 
 PRECISIONS = ("fp32", "tf32", "fp16")
 # Largest difference from float32 on the processor, relative to the largest output.

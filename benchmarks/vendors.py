@@ -22,16 +22,17 @@ from typing import Any
 
 from benchmarks.gate.engines import Build
 from benchmarks.ort_perf import bound
-from hardware.benching import Rules, bench
-from hardware.contenders import Contender, anchor_loader, contender
 from hardware.device import this_device
 from hardware.errors import RunError
+from hardware.gate.bench import Rules, bench
+from hardware.gate.engines import Contender, anchor_loader, contender
+from hardware.gate.sample import TURN_SAMPLES, Schedule
 from hardware.intervals import Interval, median, median_interval, samples_needed
-from hardware.locking import default_lock, machine_lock
+from hardware.lock import default_lock, machine_lock
+from hardware.records import write_whole
 from hardware.runtimes import get_runtime
-from hardware.runtimes.base import EngineSettings, timer_of
-from hardware.sampling import TURN_SAMPLES, Schedule
-from hardware.storing import write_whole
+from hardware.runtimes.base import EngineSettings
+from hardware.timing import timer_of
 
 FOLDER = Path("build/vendors")
 RESULTS = Path("benchmarks/results/vendors.json")

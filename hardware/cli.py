@@ -4,7 +4,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hardware.bench_cli import add_bench
+from hardware.commands.bench import add_bench
 from hardware.device import conditions, this_device
 from hardware.errors import RuntimeMissingError
 from hardware.runtimes import RUNTIMES, get_runtime

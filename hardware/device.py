@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from hardware.storing import Record
+from hardware.records import Record
 
 # Instruction sets that the runtimes choose their kernels by (x86, then Arm).
 FEATURES = (

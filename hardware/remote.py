@@ -5,15 +5,12 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from hardware.bundles import Bundle
+from hardware.bundle import Bundle
 from hardware.errors import DeviceMismatchError, StorageError
-from hardware.keys import Layer, LayerKey
-from hardware.layers import layers_of
-from hardware.locking import default_lock, machine_lock
-from hardware.runtimes import RUNTIMES
-from hardware.runtimes.base import Runtime
-from hardware.sweeping import Progress, sweep
-from hardware.tables import (
+from hardware.latency.keys import Layer, LayerKey
+from hardware.latency.layers import layers_of
+from hardware.latency.sweep import Progress, sweep
+from hardware.latency.table import (
     LatencyTable,
     TableKey,
     Variant,
@@ -22,6 +19,9 @@ from hardware.tables import (
     merge,
     table_path,
 )
+from hardware.lock import default_lock, machine_lock
+from hardware.runtimes import RUNTIMES
+from hardware.runtimes.base import Runtime
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 

@@ -15,12 +15,12 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from hardware.bench_cli import add_bench
-from hardware.build_cli import build
 from hardware.cli import devices
+from hardware.commands.bench import add_bench
+from hardware.commands.build import build
+from hardware.commands.measure import measure
+from hardware.commands.table import tables
 from hardware.errors import HardwareError
-from hardware.measure_cli import measure
-from hardware.table_cli import tables
 from pipeline.errors import PipelineError
 
 app = typer.Typer(
@@ -67,8 +67,8 @@ def compress(
     """
     with reported(verbose):
         from pipeline.recipe import read_recipe
+        from pipeline.report.tables import StageProgress, verdict_table
         from pipeline.run import compress as run
-        from pipeline.showing import StageProgress, verdict_table
 
         with StageProgress(err) as stages:
             verdict = run(
@@ -88,8 +88,8 @@ def plan(
     """Show what `compress` would prune and why, and what it would gain. Changes no weight."""
     with reported(verbose):
         from pipeline.recipe import read_recipe
+        from pipeline.report.tables import StageProgress, plan_table
         from pipeline.run import make_plan
-        from pipeline.showing import StageProgress, plan_table
 
         with StageProgress(err) as stages:
             fitted = make_plan(
@@ -123,12 +123,12 @@ def profile(
     there, --import here.
     """
     with reported(verbose):
-        from hardware.cross_validating import cross_validate
+        from hardware.latency.trust import cross_validate
         from pipeline.errors import RecipeError
+        from pipeline.planning.away import import_table, make_bundle
         from pipeline.recipe import read_recipe
-        from pipeline.remote import import_table, make_bundle
+        from pipeline.report.tables import StageProgress, latency_table
         from pipeline.run import make_table
-        from pipeline.showing import StageProgress, latency_table
 
         if bundle is not None and home is not None:
             raise RecipeError("--bundle writes and --import reads: give one of them.")
@@ -196,10 +196,10 @@ def inspect(
     """Show the pruning groups of a network, how redundant each is, and what is frozen and why."""
     with reported(verbose):
         from pipeline import wording
-        from pipeline.diagnosis_tables import diagnosis_tables
-        from pipeline.inspecting import inspect_model, question_of, summarize
-        from pipeline.reporting import write_inspection
-        from pipeline.showing import frozen_table, groups_table
+        from pipeline.report.diagnosis_tables import diagnosis_tables
+        from pipeline.report.inspect import inspect_model, question_of, summarize
+        from pipeline.report.report import write_inspection
+        from pipeline.report.tables import frozen_table, groups_table
 
         question = question_of(
             model,

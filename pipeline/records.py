@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from hardware.storing import Record
+from hardware.records import Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

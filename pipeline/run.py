@@ -6,22 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardware.channels import ChannelMap, Keep
+from hardware.graph.channel_map import ChannelMap, Keep
+from hardware.latency.end_to_end import time_engines
+from hardware.latency.table import LatencyTable, open_table
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
-from hardware.tables import LatencyTable, open_table
-from pipeline import planning
-from pipeline.analysing import Subject, analyse
-from pipeline.data import Data, load_data
-from pipeline.delivering import Shaped, deliver
-from pipeline.finetuning import finetune
-from pipeline.models import load_network
-from pipeline.pruning import prove, prune
-from pipeline.recipe import Recipe
-from pipeline.records import EpochRecord, Network, Verdict
-from pipeline.remote import is_away, plan_from_table, refuse_away
-from pipeline.sparsifying.stage import Sparsified, sparsify
-from pipeline.targeting import (
+from pipeline.delivery.deliver import Shaped, deliver
+from pipeline.networks.analyse import Subject, analyse
+from pipeline.networks.load import load_network
+from pipeline.planning import widths as planning
+from pipeline.planning.away import is_away, plan_from_table, refuse_away
+from pipeline.planning.fit import (
     Bench,
     FittedPlan,
     Progress,
@@ -30,7 +25,12 @@ from pipeline.targeting import (
     profile,
     weigh,
 )
-from pipeline.verifying import time_engines
+from pipeline.recipe import Recipe
+from pipeline.records import EpochRecord, Network, Verdict
+from pipeline.surgery.prune import prove, prune
+from pipeline.tasks.data import Data, load_data
+from pipeline.training.finetune import finetune
+from pipeline.training.sparsifying.stage import Sparsified, sparsify
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)

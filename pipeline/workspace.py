@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from hardware.errors import StorageError
-from hardware.storing import AnyRecord, Record, load_record, save_record
+from hardware.records import AnyRecord, Record, load_record, save_record
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
 

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from hardware.channels import ChannelMap
+from hardware.graph.channel_map import ChannelMap
 from pipeline.channels.silencing import random_keep
 from pipeline.channels.silencing import silence as masked
-from pipeline.exporting import export_graph
+from pipeline.networks.export import export_graph
 from pipeline.records import Network
 from tests import nets
 

@@ -18,11 +18,11 @@ from rich.console import Console
 from benchmarks.criteria.comparing import compare_criteria, compare_floors
 from benchmarks.criteria.costs import measure_costs
 from benchmarks.criteria.tables import cost_report, report
-from hardware.storing import write_whole
+from hardware.records import write_whole
 from pipeline.criteria import CRITERIA
-from pipeline.progress import StageProgress
 from pipeline.recipe import ModelSection, read_recipe
 from pipeline.redundancy import MEASURES
+from pipeline.report.progress import StageProgress
 from pipeline.run import prepare
 
 RECIPE = Path("benchmarks/cifar10.yaml")

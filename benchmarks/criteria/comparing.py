@@ -7,23 +7,23 @@ from pathlib import Path
 import torch
 
 from benchmarks.criteria.records import Comparison, Result
-from hardware.channels import Keep
-from hardware.storing import load_record, save_record
+from hardware.graph.channel_map import Keep
+from hardware.records import load_record, save_record
 from pipeline.criteria import CRITERIA
 from pipeline.criteria.chance import random
-from pipeline.data import Data, load_data
 from pipeline.errors import PlanError
-from pipeline.evaluating import accuracy, torch_predictor
-from pipeline.finetuning import RECALIBRATION_IMAGES, finetune
-from pipeline.needing import GRADIENTS, RESPONSES
-from pipeline.pruning import prune
-from pipeline.ranking import most_salient
-from pipeline.recalibrating import recalibrate
+from pipeline.evidence.needs import GRADIENTS, RESPONSES
+from pipeline.evidence.ranking import most_salient
+from pipeline.evidence.recalibrate import recalibrate
+from pipeline.evidence.views import group_views
+from pipeline.planning.fit import FittedPlan, Stages
 from pipeline.recipe import Recipe
 from pipeline.records import GroupView, Network
 from pipeline.run import Job, plan_round, target_share
-from pipeline.targeting import FittedPlan, Stages
-from pipeline.views import group_views
+from pipeline.surgery.prune import prune
+from pipeline.tasks.data import Data, load_data
+from pipeline.tasks.evaluate import accuracy, torch_predictor
+from pipeline.training.finetune import RECALIBRATION_IMAGES, finetune
 from pipeline.workspace import Workspace
 
 # Small, so that few images give the gradients of many batches.

@@ -7,19 +7,19 @@ from functools import partial
 import torch
 
 from benchmarks.criteria.records import Cost
-from pipeline.channels import find_groups
+from pipeline.channels.find import find_groups
 from pipeline.criteria import CRITERIA
 from pipeline.errors import PipelineError
-from pipeline.exporting import export_graph
-from pipeline.models import load_network
-from pipeline.needing import GRADIENTS, RESPONSES
+from pipeline.evidence.needs import GRADIENTS, RESPONSES
+from pipeline.evidence.views import group_views
+from pipeline.networks.export import export_graph
+from pipeline.networks.load import load_network
+from pipeline.planning.fit import Progress
 from pipeline.recipe import ModelSection
 from pipeline.records import GroupView
 from pipeline.redundancy import MEASURES
-from pipeline.redundancy.removing import removals
+from pipeline.redundancy.removal_loop import removals
 from pipeline.redundancy.whole import network_redundancy
-from pipeline.targeting import Progress
-from pipeline.views import group_views
 
 
 def measure_costs(

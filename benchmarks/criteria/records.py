@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hardware.storing import Record
+from hardware.records import Record
 
 
 class Result(Record):

@@ -34,13 +34,13 @@ from benchmarks.fidelity.records import Coverage, Errors, Result, SecondRun, err
 from benchmarks.fidelity.subjects import NETWORKS, held_out, subject_of
 from benchmarks.quiet import SharedMemory
 from hardware.device import this_device
+from hardware.disturbance import between
+from hardware.latency.sweep import digest_of
+from hardware.records import save_record
 from hardware.runtimes import RUNTIMES, get_runtime
 from hardware.runtimes.base import EngineSettings
-from hardware.storing import save_record
-from hardware.sweeping import digest_of
-from hardware.watching import between
-from pipeline.manifest import versions
-from pipeline.progress import StageProgress
+from pipeline.delivery.manifest import versions
+from pipeline.report.progress import StageProgress
 
 
 def run(options: argparse.Namespace, shown: StageProgress, folder: Path) -> Result:

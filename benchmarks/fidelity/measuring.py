@@ -14,17 +14,17 @@ from benchmarks.fidelity.records import Coverage, PlanTimes
 from benchmarks.fidelity.subjects import Candidates
 from benchmarks.neighbours import neighbour
 from benchmarks.quiet import CALM, SharedMemory
-from hardware.carving import carve, keep_first
-from hardware.harvesting import ANCHORS, beside_of
-from hardware.keys import macs_of
-from hardware.predicting import predict_plan_ms
-from hardware.references import References, narrow_widths
+from hardware.graph.carve import carve, keep_first
+from hardware.latency.keys import macs_of
+from hardware.latency.predict import predict_plan_ms
+from hardware.latency.references import References, narrow_widths
+from hardware.latency.spreads import spread_of
+from hardware.latency.sweep import complete_widths, digest_of, sweep
+from hardware.latency.table import STEADY_PACE, LatencyTable, key_of, load_table
+from hardware.latency.variant import ANCHORS, beside_of
 from hardware.runtimes.base import Engine, EngineSettings, Runtime
-from hardware.spreads import spread_of
-from hardware.sweeping import complete_widths, digest_of, sweep
-from hardware.tables import STEADY_PACE, LatencyTable, key_of, load_table
 from hardware.timing import Protocol, time_together
-from pipeline.analysing import Subject
+from pipeline.networks.analyse import Subject
 
 Progress = Callable[[int, int, str], None]
 
@@ -129,9 +129,9 @@ def measure_plans(
 
     The first is the full network itself. All times are at the table's pace: what is measured now
     is divided by how much slower than in the table the full network and the narrow one are now
-    (`hardware.references`). What a plan took is the median of several passes over all plans,
-    without those in which the machine was slower or faster, or others used the memory, as far as
-    there are others.
+    (`hardware.latency.references`). What a plan took is the median of several passes over all
+    plans, without those in which the machine was slower or faster, or others used the memory, as
+    far as there are others.
     """
     usual = table.references(digest_of(subject.template))
     whole = complete_widths(subject.channels, {})

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from hardware.device import Device
-from hardware.storing import Record
-from hardware.watching import Disturbance
+from hardware.disturbance import Disturbance
+from hardware.records import Record
 
 ONE_PACE = 1.1  # paces within this are of a machine in one state
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from hardware.channels import ChannelMap
-from pipeline.analysing import Subject, analyse
-from pipeline.models import load_network
-from pipeline.planning import candidate_widths
+from hardware.graph.channel_map import ChannelMap
+from pipeline.networks.analyse import Subject, analyse
+from pipeline.networks.load import load_network
+from pipeline.planning.widths import candidate_widths
 from pipeline.recipe import ModelSection
 
 Candidates = dict[str, tuple[int, ...]]

@@ -21,14 +21,14 @@ from pathlib import Path
 from benchmarks.gate.cases import Case, Found, find_slow_downs, plan
 from benchmarks.gate.judging import Run, judge, report, shortfalls
 from benchmarks.neighbours import neighbour
-from hardware.benching import Rules, bench
 from hardware.device import this_device
 from hardware.errors import HardwareError
-from hardware.gating import parse_seconds
-from hardware.locking import default_lock, machine_lock
+from hardware.gate.bench import Rules, bench
+from hardware.gate.run import parse_seconds
+from hardware.gate.sample import Schedule
+from hardware.lock import default_lock, machine_lock
+from hardware.records import load_record, save_record, write_whole
 from hardware.runtimes import get_runtime
-from hardware.sampling import Schedule
-from hardware.storing import load_record, save_record, write_whole
 
 FOLDER = Path("build/gate")
 RESULTS = Path("benchmarks/results/gate.json")

@@ -6,12 +6,12 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.gate.engines import Build
-from hardware.benching import Rules, bench
 from hardware.errors import RunError
+from hardware.gate.bench import Rules, bench
+from hardware.gate.sample import Schedule
+from hardware.gate.session import Measurement, whole
 from hardware.intervals import Interval, median_interval
-from hardware.measuring import Measurement, whole
-from hardware.sampling import Schedule
-from hardware.storing import Record
+from hardware.records import Record
 
 SLOWER_PCT = (3, 5, 10)
 EQUAL = (

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hardware.contenders import Contender
+from hardware.gate.engines import Contender
+from hardware.records import Record, write_whole
 from hardware.runtimes.base import EngineSettings
-from hardware.storing import Record, write_whole
 
 BLOCKS, WIDTH = 24, 32
 

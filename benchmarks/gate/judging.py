@@ -7,10 +7,10 @@ import numpy as np
 from scipy.stats import beta, mannwhitneyu, ttest_ind
 
 from benchmarks.gate.cases import SLOWER_PCT
-from hardware.benching import Session
-from hardware.comparing import Verdict
+from hardware.gate.bench import Session
+from hardware.gate.sequential_test import Verdict
 from hardware.intervals import median
-from hardware.storing import Record
+from hardware.records import Record
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
 Rates = dict[str, Any]  # Any: as JSON nests

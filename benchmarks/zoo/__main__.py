@@ -17,7 +17,7 @@ from benchmarks.zoo.isolating import run_module
 from benchmarks.zoo.records import CRASHED, WRONG, Entry, Peer, Zoo, summarize
 from benchmarks.zoo.tables import to_markdown
 from hardware.errors import HardwareError
-from hardware.storing import load_record, save_record, write_whole
+from hardware.records import load_record, save_record, write_whole
 
 
 def main() -> None:

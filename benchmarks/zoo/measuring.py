@@ -12,17 +12,18 @@ import torch
 from benchmarks.zoo.networks import NOTES, build
 from benchmarks.zoo.proving import prove
 from benchmarks.zoo.records import WRONG, Entry
-from hardware.carving import carve
-from hardware.channels import ChannelMap
-from hardware.graphs import shapes
-from pipeline.channels import check_carved, find_groups
+from hardware.graph.carve import carve
+from hardware.graph.channel_map import ChannelMap
+from hardware.graph.model import shapes
+from pipeline.channels.checking import check_carved
+from pipeline.channels.counts import frozen_rows
+from pipeline.channels.find import find_groups
 from pipeline.channels.silencing import random_keep
-from pipeline.counting import frozen_rows
 from pipeline.errors import ProofError
-from pipeline.exporting import export_graph
-from pipeline.pruning import fit_to_class
-from pipeline.randomizing import randomised
+from pipeline.networks.export import export_graph
 from pipeline.records import Network
+from pipeline.surgery.prune import fit_to_class
+from pipeline.surgery.randomize import randomised
 
 
 def measure(name: str, with_class: bool) -> Entry:

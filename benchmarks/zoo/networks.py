@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import Tensor, nn
 
-from pipeline.models import load_network
+from pipeline.networks.load import load_network
 from pipeline.recipe import ModelSection
 from pipeline.records import Network
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks.zoo.networks import build
 from benchmarks.zoo.records import Peer
-from pipeline.proving import outputs_of
+from pipeline.surgery.proof import outputs_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 

@@ -15,17 +15,17 @@ from benchmarks.zoo.standardised import (
     with_outputs,
     without_standardising,
 )
-from hardware.carving import carve
-from hardware.channels import ChannelMap, Keep
-from hardware.cleaning import fold_norms
-from hardware.graphs import shapes
-from pipeline.channels import find_groups
+from hardware.graph.carve import carve
+from hardware.graph.channel_map import ChannelMap, Keep
+from hardware.graph.fold_norms import fold_norms
+from hardware.graph.model import shapes
+from pipeline.channels.find import find_groups
 from pipeline.channels.silencing import random_keep, silence
 from pipeline.errors import NetworkError, ProofError
-from pipeline.graphform import GraphForm
-from pipeline.graphform.naming import find_roles
-from pipeline.proving import outputs_of
+from pipeline.networks.graphform.module import GraphForm
+from pipeline.networks.graphform.names import find_roles
 from pipeline.records import Network
+from pipeline.surgery.proof import outputs_of
 
 # Of the largest output. Faithful surgery reaches some 1e-13 in float64 and 1e-6 in float32; a wrong
 # channel shows as 0.1 and more.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from hardware.storing import Record
+from hardware.records import Record
 
 CRASHED = ("failed", "timeout", "memory")
 WRONG = "wrong proof"

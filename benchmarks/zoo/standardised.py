@@ -12,8 +12,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from hardware.channels import ChannelMap, Group, Keep
-from hardware.graphs import drop_dead, initializers, shapes
+from hardware.graph.channel_map import ChannelMap, Group, Keep
+from hardware.graph.model import drop_dead, initializers, shapes
 from pipeline.errors import ProofError
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

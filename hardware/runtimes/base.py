@@ -1,8 +1,7 @@
 """What Espalier asks of a runtime: build an engine, run it, and tell where the time went."""
 
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ import numpy.typing as npt
 import onnx
 
 from hardware.device import Device, this_device
+from hardware.disturbance import Counters, read_counters
 from hardware.errors import ModelError, RunError
-from hardware.watching import Counters, read_counters
+from hardware.timing import Timer, timer_of
 
 Array = npt.NDArray[Any]  # inputs and outputs have the dtype that the model declares
 Feeds = Mapping[str, Array]
 Vendor = Any  # an object of a vendor's package, which is imported only where it is used
-
-Timer = Callable[[int], float]
-"""Runs something that many times back to back and returns the milliseconds that one run took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,18 +163,6 @@ class Runtime(ABC):
         Raises:
             BuildError: not such a file, or it does not run here.
         """
-
-
-def timer_of(run: Callable[[], object]) -> Timer:
-    """Return a timer of a plain function, by this machine's clock."""
-
-    def milliseconds(calls: int) -> float:
-        start = time.perf_counter_ns()
-        for _ in range(calls):
-            run()
-        return (time.perf_counter_ns() - start) / calls / 1e6
-
-    return milliseconds
 
 
 def input_dtypes(model: onnx.ModelProto) -> dict[str, "np.dtype[Any]"]:

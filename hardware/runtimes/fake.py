@@ -13,7 +13,9 @@ import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
 
+from hardware.disturbance import Counters
 from hardware.errors import BuildError, ModelError, RunError
+from hardware.records import write_whole
 from hardware.runtimes.base import (
     Array,
     Engine,
@@ -25,8 +27,6 @@ from hardware.runtimes.base import (
     input_dtypes,
     input_shapes,
 )
-from hardware.storing import write_whole
-from hardware.watching import Counters
 
 # Fused into the node that produces their first input, as real runtimes do.
 TAILS = frozenset({"BatchNormalization", "Relu", "Clip", "Sigmoid", "HardSwish", "Add", "Identity"})

@@ -17,7 +17,7 @@ import onnx
 
 from hardware.device import this_device
 from hardware.errors import BuildError, ModelError, RunError
-from hardware.runtimes.attribution import attribute
+from hardware.records import write_whole
 from hardware.runtimes.base import (
     Array,
     Engine,
@@ -31,7 +31,7 @@ from hardware.runtimes.base import (
     input_shapes,
     timer_of,
 )
-from hardware.storing import write_whole
+from hardware.runtimes.fusion import attribute
 from hardware.timing import without_garbage_collection
 
 PROVIDER = "CPUExecutionProvider"

@@ -13,7 +13,8 @@ import onnx
 
 from hardware.device import Device
 from hardware.errors import BuildError, ModelError, RunError
-from hardware.precisions import as_fp16
+from hardware.graph.precision import as_fp16
+from hardware.records import write_whole
 from hardware.runtimes.base import (
     EngineSettings,
     Feeds,
@@ -27,7 +28,6 @@ from hardware.runtimes.base import (
 )
 from hardware.runtimes.cuda import gpu_absent, this_gpu
 from hardware.runtimes.ort import FILE, OrtFileEngine, OrtSession, open_session, session_options
-from hardware.storing import write_whole
 
 Options = Mapping[str, str]
 NO_NODE_TIMES = (

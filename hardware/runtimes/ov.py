@@ -10,7 +10,6 @@ import onnx
 
 from hardware.device import this_device
 from hardware.errors import BuildError, ModelError, RunError, StorageError
-from hardware.runtimes.attribution import attribute
 from hardware.runtimes.base import (
     Array,
     Engine,
@@ -24,7 +23,8 @@ from hardware.runtimes.base import (
     input_shapes,
     timer_of,
 )
-from hardware.runtimes.counters import Floats, time_per_run_us
+from hardware.runtimes.fusion import attribute
+from hardware.runtimes.ov_counters import Floats, time_per_run_us
 
 FILE = "model.xml"
 # Our precision -> OpenVINO's word for it, in its hint and in its runtime model.

@@ -12,8 +12,8 @@ import onnx
 
 from hardware.device import Device
 from hardware.errors import BuildError, ModelError, RunError
-from hardware.precisions import as_fp16
-from hardware.runtimes.attribution import attribute
+from hardware.graph.precision import as_fp16
+from hardware.records import write_whole
 from hardware.runtimes.base import (
     Array,
     Engine,
@@ -27,9 +27,9 @@ from hardware.runtimes.base import (
     input_shapes,
 )
 from hardware.runtimes.cuda import compute_capability, gpu_absent, this_gpu
+from hardware.runtimes.fusion import attribute
 from hardware.runtimes.trt_building import PRECISIONS, build_plan, capabilities, unknown_chip
 from hardware.runtimes.trt_sessions import Session, layers_of_engine, open_plan
-from hardware.storing import write_whole
 
 FULL, RTX = "tensorrt", "tensorrt_rtx"
 FILE = "model.engine"

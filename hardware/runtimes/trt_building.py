@@ -8,9 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from hardware.errors import BuildError, StorageError
+from hardware.records import write_whole
 from hardware.runtimes.base import Vendor
 from hardware.runtimes.cuda import compute_capability, this_gpu
-from hardware.storing import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from collections import defaultdict
 import onnx
 from onnx import NodeProto
 
-from hardware.channels import Branch, Group
-from hardware.graphs import initializers, uses
-from hardware.settling import INTEGERS
+from hardware.graph.channel_map import Branch, Group
+from hardware.graph.model import initializers, uses
+from hardware.graph.simplify import INTEGERS
 
 
 def find_branches(

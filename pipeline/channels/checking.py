@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import onnx
 
-from hardware.channels import ChannelMap, Keep
-from hardware.settling import settled
-from pipeline.channels.finding import run_on_labels
+from hardware.graph.channel_map import ChannelMap, Keep
+from hardware.graph.simplify import settled
+from pipeline.channels.find import run_on_labels
 from pipeline.errors import ProofError
 
 Unit = tuple[str, int]

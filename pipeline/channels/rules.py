@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 
 from onnx import NodeProto
 
-from pipeline.channels import channelwise, layers, movement
+from pipeline.channels import rules_channelwise as channelwise
+from pipeline.channels import rules_layers as layers
+from pipeline.channels import rules_movement as movement
 from pipeline.channels.labels import Value
 from pipeline.channels.trace import Trace
 

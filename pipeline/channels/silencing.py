@@ -8,8 +8,8 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from hardware.channels import ChannelMap, Keep
-from hardware.graphs import to_array
+from hardware.graph.channel_map import ChannelMap, Keep
+from hardware.graph.model import to_array
 
 
 def silence(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
 
-from hardware.graphs import attributes
+from hardware.graph.model import attributes
 from pipeline.channels.choices import Choice, rectangle, tie
 from pipeline.channels.labels import Shape, Value, along, axes_of, squash
 from pipeline.channels.unions import Ids, Unions

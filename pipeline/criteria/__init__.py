@@ -13,7 +13,7 @@ from pipeline.criteria import (
     reconstruction,
     taylor,
 )
-from pipeline.needing import GRADIENTS, RESPONSES
+from pipeline.evidence.needs import GRADIENTS, RESPONSES
 from pipeline.records import GroupView
 
 CRITERIA: Mapping[str, Callable[[GroupView], Tensor]] = {

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pipeline.criteria.combining import combine, filters_of
-from pipeline.needing import responses_of
+from pipeline.evidence.needs import responses_of
 from pipeline.records import GroupView
 
 BINS = 16  # of the histograms behind the entropy

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pipeline.criteria.combining import combine, filters_of
-from pipeline.needing import gradients_of
+from pipeline.evidence.needs import gradients_of
 from pipeline.records import GroupView
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from pipeline.needing import GRADIENTS, PATTERNS, RESPONSES
+from pipeline.evidence.needs import GRADIENTS, PATTERNS, RESPONSES
 from pipeline.records import Floor, GroupView
 from pipeline.redundancy import effective, graph, none, responses, scores
 

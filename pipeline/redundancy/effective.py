@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.needing import gradients_of
+from pipeline.evidence.needs import gradients_of
 from pipeline.records import Floor, GroupView
 
 RELATIVE = 0.01  # singular values below this share of the largest do not count

@@ -8,7 +8,7 @@ from scipy.cluster import hierarchy
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.needing import correlations, is_lively, patterns_of, responses_of
+from pipeline.evidence.needs import correlations, is_lively, patterns_of, responses_of
 from pipeline.records import Floor, GroupView
 
 ALIKE = 0.9  # least correlation of two filters of one function

@@ -7,7 +7,7 @@ filters by other scores, or not at all.
 import torch
 from torch import Tensor
 
-from pipeline.needing import correlations, is_lively, patterns_of, responses_of
+from pipeline.evidence.needs import correlations, is_lively, patterns_of, responses_of
 from pipeline.records import GroupView
 from pipeline.redundancy.effective import products_of
 from pipeline.redundancy.graph import filters_of, unit_cosines

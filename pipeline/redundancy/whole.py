@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hardware.storing import Record
+from hardware.records import Record
 from pipeline.errors import PipelineError
 from pipeline.records import GroupView
 from pipeline.redundancy.effective import maximum_compression

@@ -9,7 +9,7 @@ from benchmarks.criteria.comparing import chosen, compare_criteria, compare_floo
 from benchmarks.criteria.costs import measure_costs
 from benchmarks.criteria.records import Comparison, Cost, Result
 from benchmarks.criteria.tables import cost_report, p_value, report, summaries, verdict
-from hardware.storing import load_record
+from hardware.records import load_record
 from pipeline.recipe import ModelSection, Recipe
 from pipeline.records import GroupView
 from pipeline.run import prepare, quiet

@@ -9,16 +9,16 @@ from benchmarks.fidelity.isolated import IsolatedTable, layer_model
 from benchmarks.fidelity.measuring import PASSES, Pass, Swept, at_table_pace, coverage_of
 from benchmarks.fidelity.records import PlanTimes, Result, errors_of, repeated_of
 from benchmarks.fidelity.subjects import NETWORKS, held_out
-from hardware.keys import LayerKey, macs_of
-from hardware.layers import layers_of
+from hardware.latency.keys import LayerKey, macs_of
+from hardware.latency.layers import layers_of
+from hardware.latency.table import LatencyTable
+from hardware.records import load_record
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
-from hardware.storing import load_record
-from hardware.tables import LatencyTable
 from pipeline.recipe import ModelSection
 from tests.hardware import templates
-from tests.hardware.test_predicting import add_variant
-from tests.hardware.test_tables import KEY
+from tests.hardware.latency.test_predict import add_variant
+from tests.hardware.latency.test_table import KEY
 
 TINY = ModelSection(
     name="benchmarks.networks:digits_resnet",

@@ -13,9 +13,9 @@ from benchmarks.gate import cases
 from benchmarks.gate.cases import Case, Found, SlowDown, plan
 from benchmarks.gate.engines import Build
 from benchmarks.gate.judging import OTHERS, OURS, Run, report, shortfalls
-from hardware import benching
-from hardware.comparing import Verdict
-from hardware.sampling import sample_units
+from hardware.gate import bench as benching
+from hardware.gate.sample import sample_units
+from hardware.gate.sequential_test import Verdict
 
 PAIR = SlowDown(
     baseline=Build(), candidate=Build(widened=1, more=8), slower_pct=5.5, low_pct=5, high_pct=6

@@ -7,12 +7,12 @@ import pytest
 from benchmarks import gpu_check
 from benchmarks.gpu_check import Findings, attempt, main
 from hardware.errors import BuildError
-from hardware.layers import layers_of
+from hardware.latency.layers import layers_of
+from hardware.records import load_record
 from hardware.runtimes import RUNTIMES
 from hardware.runtimes.cuda import gpu_absent
-from hardware.storing import load_record
 from tests.hardware.templates import residual
-from tests.hardware.test_bundles import CANDIDATES
+from tests.hardware.test_bundle import CANDIDATES
 
 pytest.importorskip("onnxruntime")
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from benchmarks.networks import PaddedShortcut, cifar_resnet, digits_resnet
-from pipeline.models import load_network
+from pipeline.networks.load import load_network
 from pipeline.recipe import ModelSection
 
 

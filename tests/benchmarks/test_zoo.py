@@ -17,8 +17,8 @@ from benchmarks.zoo.measuring import conv_share
 from benchmarks.zoo.networks import DETECTORS, TIMM, TORCHVISION, make, names
 from benchmarks.zoo.records import Entry, Peer, Zoo, summarize
 from benchmarks.zoo.tables import to_markdown
-from hardware.storing import load_record, save_record
-from pipeline.channels import find_groups
+from hardware.records import load_record, save_record
+from pipeline.channels.find import find_groups
 from tests.graphs import exported
 
 DONE = Entry(name="own:yolo_heads", status="ok", prunable_share=0.5, groups=3, proof_error=1e-7)

@@ -5,11 +5,11 @@ import torch
 from benchmarks.zoo import proving
 from benchmarks.zoo.proving import Evidence, difference, prove
 from benchmarks.zoo.standardised import spread
-from hardware.channels import ChannelMap
-from hardware.graphs import shapes
-from pipeline.channels import find_groups
+from hardware.graph.channel_map import ChannelMap
+from hardware.graph.model import shapes
+from pipeline.channels.find import find_groups
 from pipeline.errors import NetworkError, ProofError
-from pipeline.exporting import export_graph
+from pipeline.networks.export import export_graph
 from pipeline.records import Network
 from tests import nets
 

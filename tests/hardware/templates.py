@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hardware.channels import Branch, ChannelMap, Group, ParameterSlice
+from hardware.graph.channel_map import Branch, ChannelMap, Group, ParameterSlice
 
 
 class Builder:

@@ -9,7 +9,7 @@ import pytest
 
 from hardware import device
 from hardware.device import Device, conditions, differences, foreign_cpu_s, this_device
-from hardware.storing import load_record, save_record
+from hardware.records import load_record, save_record
 
 HERE = Device(
     name="Bench",

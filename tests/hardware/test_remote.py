@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from hardware.bundles import pack, read_bundle, write_bundle
+from hardware.bundle import pack, read_bundle, write_bundle
 from hardware.device import this_device
 from hardware.errors import BusyError, DeviceMismatchError, StorageError
-from hardware.layers import layers_of
-from hardware.locking import machine_lock
+from hardware.latency.layers import layers_of
+from hardware.latency.sweep import digest_of
+from hardware.latency.table import LatencyTable, TableKey, key_of, load_table
+from hardware.lock import machine_lock
 from hardware.remote import bring_home, measure_bundle
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
-from hardware.sweeping import digest_of
-from hardware.tables import LatencyTable, TableKey, key_of, load_table
 from tests.hardware.templates import residual
-from tests.hardware.test_bundles import CANDIDATES
+from tests.hardware.test_bundle import CANDIDATES
 
 WITHOUT_TORCH = """
 import sys

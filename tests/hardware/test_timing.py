@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from hardware.errors import RunError
-from hardware.storing import load_record, save_record
+from hardware.records import load_record, save_record
 from hardware.timing import (
     WINDOW_S,
     Latency,

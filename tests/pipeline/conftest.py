@@ -2,11 +2,11 @@
 
 import pytest
 
-from hardware.channels import Branch, ChannelMap, FrozenAxis, Group, ParameterSlice
 from hardware.device import Device
-from hardware.layers import Layer, LayerKey
+from hardware.graph.channel_map import Branch, ChannelMap, FrozenAxis, Group, ParameterSlice
+from hardware.latency.layers import Layer, LayerKey
 from pipeline.records import Choice, EpochRecord, Floor, Plan, Verdict
-from pipeline.reporting import LayerRow, Report
+from pipeline.report.report import LayerRow, Report
 
 STREAM = "conv1.weight"
 BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.networks import ResNet
-from hardware.channels import Branch, ChannelMap, Group, ParameterSlice
+from hardware.graph.channel_map import Branch, ChannelMap, Group, ParameterSlice
 from pipeline.records import Network, Responses
 
 NORM = ("weight", "bias", "running_mean", "running_var")

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from hardware.errors import RuntimeMissingError
-from hardware.storing import load_record
-from pipeline import targeting
+from hardware.records import load_record
+from pipeline.delivery.manifest import Manifest
 from pipeline.errors import PlanError
-from pipeline.graphform import GraphForm
-from pipeline.manifest import Manifest
+from pipeline.networks.graphform.module import GraphForm
+from pipeline.networks.store import load_pruned
+from pipeline.planning import fit as targeting
 from pipeline.recipe import Recipe
 from pipeline.records import Verdict
 from pipeline.run import compose, compress, make_plan, make_table
-from pipeline.storing import load_pruned
 
 # On a network without training, filters are not redundant, and measured damage says nothing.
 PLAN = {

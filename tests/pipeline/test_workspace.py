@@ -1,7 +1,7 @@
 import pytest
 
 from hardware.errors import StorageError
-from hardware.storing import Record
+from hardware.records import Record
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
 from pipeline.workspace import Workspace, file_digest

@@ -1,0 +1,182 @@
+"""`espalier profile show`, `diff`, `merge`, `prune`: what lies in latency tables; no torch."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+from typer.core import TyperGroup
+
+from hardware.commands.console import bar, out, reported
+from hardware.latency.staircase import Staircase, staircases
+
+BAR = 40  # characters of the longest bar
+Context = Any  # click's, which newer versions of typer take from a copy of their own
+
+
+class RecipeFirst(TyperGroup):
+    """A group whose first word may also be a recipe: `profile RECIPE` is `profile run RECIPE`."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Insert the command that was left out."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+tables = typer.Typer(
+    cls=RecipeFirst,
+    no_args_is_help=True,
+    help="Measure a recipe's network into a latency table (`espalier profile RECIPE`; its options: "
+    "`espalier profile run --help`), and look at tables.",
+)
+TablePath = Annotated[Path, typer.Argument(help="A table: profiles/DEVICE/SETTING.json")]
+
+
+@tables.command()
+def show(
+    table: TablePath,
+    rows: Annotated[int, typer.Option(min=1, help="Kinds of layers, the slowest first")] = 8,
+    page: Annotated[Path | None, typer.Option(help="Write all of them as an HTML page")] = None,
+) -> None:
+    """Draw the staircases: what each kind of layer takes, by its width.
+
+    And say how far the table can be trusted: how far off each measured network is when the others
+    predict it.
+    """
+    with reported("Interrupted."):
+        from hardware.latency.page import staircase_page
+        from hardware.latency.table import load_table
+        from hardware.latency.trust import cross_validate
+        from hardware.records import write_whole
+
+        loaded = load_table(table)
+        found = staircases(loaded)
+        key = loaded.key
+        low, middle, high = loaded.additivity
+        out.print(
+            f"{key.runtime} {key.version} on {key.device} ({key.fingerprint}), {key.precision}, "
+            f"batch {key.batch}, threads: {key.threads}\n{len(loaded.entries)} latencies from "
+            f"{len(loaded.variants)} networks; end-to-end time over the sum of the layers: "
+            f"{middle:.3f} ({low:.3f} to {high:.3f})",
+            markup=False,
+            highlight=False,
+        )
+        for stairs in found[:rows]:
+            out.print(_drawn(stairs))
+        if (more := len(found) - rows) > 0:
+            out.print(f"and {more} faster kinds of layers (--rows, --page)")
+        with bar("predicting each network", in_logs=False) as progress:
+            out.print(f"{cross_validate(loaded, progress)}", markup=False, highlight=False)
+        if page is not None:
+            write_whole(page, staircase_page(loaded, found))
+            out.print(f"{page}", markup=False)
+
+
+@tables.command()
+def diff(
+    before: TablePath,
+    after: TablePath,
+    rows: Annotated[int, typer.Option(min=1, help="Layers, the largest changes first")] = 20,
+) -> None:
+    """Say which layers got slower or faster, for example with another version of the runtime.
+
+    Both tables must be of one device, runtime and setting.
+    """
+    with reported("Interrupted."):
+        from hardware.latency.compare import changes
+        from hardware.latency.table import load_table
+
+        first, second = load_table(before), load_table(after)
+        found = changes(first, second)
+        shown = Table("layer", "in", "out", "before, µs", "after, µs", "change", "")
+        for change in found.changed[:rows]:
+            mark = "" if change.is_clear else "within their spread"
+            shown.add_row(
+                escape(change.label),
+                str(change.key.in_channels),
+                str(change.key.out_channels),
+                f"{change.before_us:.1f}",
+                f"{change.after_us:.1f}",
+                f"{100 * (change.ratio - 1):+.1f} %",
+                mark,
+            )
+        out.print(shown)
+        for ratio, name in found.networks:
+            out.print(f"full network {name}: {100 * (ratio - 1):+.1f} %", markup=False)
+        versions = f"{first.key.runtime} {first.key.version} to {second.key.version}"
+        out.print(
+            f"{versions}: {len(found.changed)} layers in both, {found.only_before} only before, "
+            f"{found.only_after} only after.",
+            markup=False,
+            highlight=False,
+        )
+
+
+@tables.command("merge")
+def merge_tables(
+    first: TablePath,
+    second: TablePath,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The table of both")],
+) -> None:
+    """Put two tables of one device, runtime, version and setting into one."""
+    with reported("Interrupted."):
+        from hardware.latency.table import load_table, merge
+
+        merged = merge(load_table(first), load_table(second))
+        merged.save(output)
+        out.print(
+            f"{output}: {len(merged.entries)} latencies from {len(merged.variants)} networks",
+            markup=False,
+            highlight=False,
+        )
+
+
+@tables.command()
+def prune(
+    table: TablePath,
+    keep_version: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep the table of this version of the runtime too; may be repeated"),
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete; else only list")] = False,
+) -> None:
+    """Remove what older versions of the runtime left beside a table.
+
+    A table whose runtime was updated is set aside under its version and never read again.
+    """
+    with reported("Interrupted."):
+        from hardware.latency.compare import remove, stale
+
+        found = stale(table, tuple(keep_version or ()))
+        for path, version in found:
+            out.print(f"{'deleted' if delete else 'stale'}: {path} ({version})", markup=False)
+        if delete:
+            remove(path for path, _ in found)
+        elif found:
+            out.print("Nothing was deleted; add --delete to do so.")
+        else:
+            out.print("Nothing is stale.")
+
+
+def _drawn(stairs: Staircase) -> Table:
+    """Return one staircase as bars: a row per width that was measured."""
+    side = "in" if stairs.axis == "out" else "out"
+    beside = "" if stairs.other is None else f", {stairs.other} {side}"
+    shown = Table(
+        stairs.axis,
+        "µs",
+        "",
+        "",
+        title=f"\n{escape(stairs.label)}{beside}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    longest = max(row.time_us for row in stairs.rows) or 1.0
+    for row in stairs.rows:
+        bar = "█" * max(1, round(BAR * row.time_us / longest))
+        source = "measured" if row.exact else f"estimated from {row.entries} measured"
+        shown.add_row(str(row.width), f"{row.time_us:.1f}", bar, source)
+    return shown

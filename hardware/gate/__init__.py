@@ -1,0 +1,1 @@
+"""The regression gate: did an engine get slower?"""

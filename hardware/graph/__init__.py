@@ -1,0 +1,1 @@
+"""ONNX graphs: read, simplify, carve, fold, change their batch size or precision."""

@@ -1,0 +1,1 @@
+"""Latency tables: what layers take on this device, measured in whole networks."""

@@ -1,0 +1,1 @@
+"""The engine: built, verified, and described by a manifest."""

@@ -1,0 +1,1 @@
+"""What criteria mean on one network."""

@@ -1,0 +1,1 @@
+"""What is known of a network's channels: responses, gradients, measured damage."""

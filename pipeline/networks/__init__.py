@@ -1,0 +1,1 @@
+"""Networks: loaded, exported to ONNX, analysed and stored."""

@@ -1,0 +1,217 @@
+"""A target that is not this machine: its bundle, its table, and plans that rest on the table."""
+
+from pathlib import Path
+
+from hardware.bundle import Manifest, pack, write_bundle
+from hardware.device import this_device
+from hardware.errors import DeviceMismatchError, MissingLatencyError, RuntimeMissingError
+from hardware.latency import predict as predicting
+from hardware.latency.sweep import digest_of
+from hardware.latency.table import LatencyTable, TableKey, load_table, table_path
+from hardware.remote import bring_home
+from hardware.runtimes import get_runtime
+from hardware.runtimes.base import EngineSettings
+from pipeline.diagnosis.diagnose import applicability_warning
+from pipeline.errors import PlanError, RecipeError
+from pipeline.networks.analyse import Subject, analyse
+from pipeline.networks.load import load_network
+from pipeline.planning import widths as planning
+from pipeline.planning.fit import AIM, FittedPlan, Stages, Wishes, allocate_settled, weigh
+from pipeline.recipe import Recipe, TargetSection
+from pipeline.tasks.data import load_data
+from pipeline.workspace import Workspace
+
+
+def make_bundle(
+    recipe: Recipe, path: Path, stages: Stages, *, with_weights: bool = False
+) -> Manifest:
+    """Write what a device needs to measure the recipe's network; needs no runtime and no images.
+
+    Args:
+        recipe: names the network, the settings and the candidate widths.
+        path: the zip file.
+        stages: told of every stage.
+        with_weights: send the weights too; latency does not depend on them.
+    """
+    subject = _subject(recipe, stages)
+    manifest, parts = _packed(recipe, subject, with_weights)
+    with stages("Writing the bundle") as progress:
+        write_bundle(path, manifest, parts)
+        progress(1, 1, str(path))
+    return manifest
+
+
+def import_table(recipe: Recipe, path: Path, stages: Stages) -> tuple[Path, LatencyTable]:
+    """Check a table that was measured from the recipe's bundle, and merge it into the profiles.
+
+    Returns:
+        Where it lies now, and everything that lies there.
+    """
+    subject = _subject(recipe, stages)
+    digests = [_packed(recipe, subject, weights)[0].digest for weights in (False, True)]
+    with stages("Checking the table") as progress:
+        place, table = bring_home(
+            path,
+            digests,
+            digest_of(subject.template),
+            subject.layers,
+            _wanted(recipe.target),
+            recipe.profiles,
+        )
+        progress(1, 1, f"{len(table.entries)} latencies of {table.key.device}")
+    return place, table
+
+
+def plan_from_table(recipe: Recipe, stages: Stages, *, restart: bool = False) -> FittedPlan:
+    """Return the best plan for a device that is elsewhere, as its table predicts latency.
+
+    Nothing is measured, so the plan is as good as the table: no round of measuring the planned
+    network follows. `FittedPlan.loop` is empty.
+
+    Raises:
+        PlanError: no plan meets the target by the table's prediction.
+        HardwareError: there is no table of that device, or not of this network.
+    """
+    table, path = _table_of(recipe)
+    place = Workspace(recipe, restart=restart)
+    if (done := place.load(FittedPlan, "plan-from-table")) is not None:
+        return done
+    subject = _subject(recipe, stages)
+    with stages("Loading the images") as progress:
+        data = load_data(recipe.data, subject.network.input_shape, recipe.seed, progress)
+    digest = digest_of(subject.template)
+    if digest not in table.anchors_ms:
+        raise MissingLatencyError(
+            f"{path} holds no measurement of this network. Measure it on {table.key.device}: "
+            "espalier profile RECIPE --bundle bundle.zip, there espalier measure bundle.zip, here "
+            "espalier profile RECIPE --import table.json."
+        )
+    baseline_ms = table.anchors_ms[digest]
+    with stages("Measuring what each filter is worth") as progress:
+        wishes = weigh(
+            subject, data, recipe.plan, place.state / "damage.json", recipe.seed, progress
+        )
+    with stages("Planning") as progress:
+        fitted = _fit(subject, wishes, table, baseline_ms, recipe)
+        progress(1, 1, f"predicted {fitted.plan.predicted_ms:.4g} of {baseline_ms:.4g} ms")
+    place.save(fitted, "plan-from-table")
+    return fitted
+
+
+def is_away(target: TargetSection) -> bool:
+    """Tell whether the recipe's device is another one than its runtime has here."""
+    return target.device not in (None, _here(target))
+
+
+def refuse_away(target: TargetSection, what: str) -> None:
+    """Refuse what has to be measured, where the recipe's device is another machine.
+
+    Raises:
+        RecipeError: it is; the message says what can be done instead.
+    """
+    if is_away(target):
+        raise RecipeError(
+            f"target.device is {target.device}, and this machine is {_here(target)}: {what} "
+            "has to be measured there. From here, `espalier plan` works by that device's table "
+            "(espalier profile RECIPE --bundle and --import); to deliver an engine, run "
+            "`espalier compress` on the device."
+        )
+
+
+def _here(target: TargetSection) -> str:
+    """Return the folder of the device that the recipe's runtime has on this machine."""
+    try:
+        return get_runtime(target.runtime).machine().slug
+    except RuntimeMissingError:
+        return this_device().slug
+
+
+def _subject(recipe: Recipe, stages: Stages) -> Subject:
+    with stages("Finding pruning groups") as progress:
+        subject = analyse(load_network(recipe.model), recipe.target.batch, recipe.surgery)
+        progress(1, 1, f"{len(subject.channels.prunable)} groups can be pruned")
+    return subject
+
+
+def _packed(
+    recipe: Recipe, subject: Subject, with_weights: bool
+) -> tuple[Manifest, dict[str, bytes]]:
+    target = recipe.target
+    return pack(
+        recipe.model.name,
+        subject.template,
+        subject.channels,
+        planning.candidate_widths(
+            subject.channels, (), recipe.plan.step, recipe.plan.empty_branches
+        ),
+        EngineSettings(precision=target.precision, threads=target.threads),
+        batch=target.batch,
+        seed=recipe.seed,
+        with_weights=with_weights,
+    )
+
+
+def _wanted(target: TargetSection) -> TableKey:
+    """Return what the recipe says of a table; what it does not say is empty."""
+    return TableKey(
+        device="",
+        fingerprint="",
+        folder=target.device or "",
+        runtime=target.runtime,
+        version="",
+        precision=target.precision,
+        batch=target.batch,
+        threads=target.threads,
+    )
+
+
+def _table_of(recipe: Recipe) -> tuple[LatencyTable, Path]:
+    """Return the table of the recipe's device, and where it lies."""
+    key = _wanted(recipe.target)
+    path = recipe.target.table or table_path(recipe.profiles, key)
+    if not path.exists():
+        known = sorted(p.parent.name for p in recipe.profiles.glob(f"*/{path.name}"))
+        raise MissingLatencyError(
+            f"There is no {path}. Devices with such a table under {recipe.profiles}: "
+            f"{', '.join(known) or 'none'}. Bring one home: espalier profile RECIPE --import FILE."
+        )
+    table = load_table(path)
+    for field in ("folder", "runtime", "precision", "batch", "threads"):
+        if getattr(table.key, field) != getattr(key, field):
+            raise DeviceMismatchError(
+                f"{path} is of {field} {getattr(table.key, field)}, the recipe asks for "
+                f"{getattr(key, field)}. Latencies do not carry over."
+            )
+    return table, path
+
+
+def _fit(
+    subject: Subject, wishes: Wishes, table: LatencyTable, baseline_ms: float, recipe: Recipe
+) -> FittedPlan:
+    """Return the plan that the table predicts to meet the target."""
+    target = recipe.target
+    share = target.latency_ratio
+    if share is None:
+        assert target.latency_ms is not None  # the recipe demands one of the two
+        share = min(1.0, target.latency_ms / baseline_ms)
+    target_ms = share ** (1 / recipe.plan.rounds) * baseline_ms
+    allocation = allocate_settled(subject, wishes, table, AIM * target_ms, None, recipe.plan)
+    plan = planning.make_plan(
+        subject.channels,
+        wishes.floors,
+        wishes.saliency,
+        wishes.candidates,
+        wishes.values,
+        predicting.costs(table, subject.layers, wishes.candidates, allocation.widths),
+        allocation,
+        target_ms=target_ms,
+        baseline_ms=baseline_ms,
+        objective=recipe.plan.objective,
+    )
+    if plan.predicted_ms > target_ms:
+        raise PlanError(
+            f"The best plan found is predicted to take {plan.predicted_ms:.4f} ms, the target is "
+            f"{target_ms:.4f} ms. Raise the target, or measure more on the device."
+        )
+    warning = applicability_warning(plan, wishes.blind, recipe.plan.criterion)
+    return FittedPlan(plan=plan, floors=wishes.floors, loop=(), warning=warning)

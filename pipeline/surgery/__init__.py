@@ -1,0 +1,1 @@
+"""Channels removed from a network, and the proof that nothing else changed."""

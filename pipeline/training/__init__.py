@@ -1,0 +1,1 @@
+"""Training: fine-tuning, sparsifying, resumable after every epoch."""

@@ -1,0 +1,70 @@
+"""Throughput and memory: what is compared, when it is sure, and that real engines are measured."""
+
+import math
+
+import onnx
+import pytest
+
+from hardware.errors import RunError
+from hardware.gate.capacity import sample_peaks, sample_rates, settle
+from hardware.gate.engines import contender
+from hardware.gate.sequential_test import Limit, SequentialTest, Verdict
+from hardware.runtimes.base import EngineSettings
+from tests.hardware.models import residual
+
+
+def settled(metric: str, baseline: float, candidate: float, units: int = 40):
+    tests = [SequentialTest(Limit(metric, 0.05), 0.99)]
+    taken = []
+
+    def source():
+        for index in range(units):
+            taken.append(index)
+            noise = 1 + 0.001 * (-1) ** index
+            yield baseline, candidate * noise
+
+    medians, [found] = settle(source(), tests, enough=3)
+    return found, medians, len(taken)
+
+
+def test_fewer_images_a_second_are_a_regression_and_more_are_not():
+    found, medians, taken = settled("throughput", 100.0, 80.0)
+
+    assert found.verdict is Verdict.REGRESSION
+    assert found.ratio.estimate == pytest.approx(1.25, rel=0.002)  # the time per image
+    assert medians == (100.0, pytest.approx(80.0, rel=0.002))
+    assert taken == 9  # the fewest that can be sure at 99 %
+    assert settled("throughput", 100.0, 130.0)[0].verdict is Verdict.PASS
+
+
+def test_more_memory_is_a_regression_and_less_is_not():
+    assert settled("memory", 100e6, 120e6)[0].verdict is Verdict.REGRESSION
+    assert settled("memory", 100e6, 80e6)[0].verdict is Verdict.PASS
+    assert settled("memory", 0.0, 0.0)[0].verdict is Verdict.PASS  # nothing was added by either
+    assert settled("memory", 100e6, 105e6, units=20)[0].verdict is Verdict.INCONCLUSIVE
+
+
+def test_without_a_comparison_a_few_units_are_enough():
+    medians, found = settle(iter([(1.0,), (9.0,), (2.0,), (100.0,)]), [], enough=3)
+
+    assert medians == (2.0,) and found == ()
+
+
+@pytest.mark.runtime
+def test_rates_and_peaks_of_real_engines_are_positive(tmp_path):
+    onnx.save(residual(8), tmp_path / "net.onnx")
+    engine = contender(tmp_path / "net.onnx", None, EngineSettings())
+
+    [rates, *_] = list(sample_rates([engine, engine], 2, 0.1))
+    [peaks] = list(sample_peaks([engine], 1e-6))
+
+    assert len(rates) == 2 and all(math.isfinite(rate) and rate > 0 for rate in rates)
+    assert len(peaks) == 1 and peaks[0] > 0
+
+
+def test_a_process_that_fails_while_memory_is_measured_says_why(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"no network")
+    engine = contender(tmp_path / "net.onnx", "fake", EngineSettings())
+
+    with pytest.raises(RunError, match=r"cannot be measured: .*is not an ONNX file"):
+        next(sample_peaks([engine], 1.0))

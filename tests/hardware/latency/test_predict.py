@@ -1,0 +1,224 @@
+from itertools import islice
+from math import ceil
+
+import numpy as np
+import pytest
+
+from hardware.errors import MissingLatencyError
+from hardware.latency.calibrating import calibrate
+from hardware.latency.design import design
+from hardware.latency.layers import layers_of
+from hardware.latency.predict import OUTSIDE, costs, predict_ms
+from hardware.latency.table import LatencyTable, Variant
+from hardware.timing import Latency
+from tests.hardware import templates
+from tests.hardware.latency.test_fitting import conv
+from tests.hardware.latency.test_table import KEY
+
+OUTSIDE_US = 5.0
+
+
+def node_us(key):
+    """A staircase that pads to 8 inputs and 16 outputs; 2 us per executed node."""
+    pixels = int(np.prod(key.out_size, dtype=int))
+    if key.operator in ("Conv", "Gemm"):
+        padded = ceil(key.in_channels / 8) * 8 * ceil(key.out_channels / 16) * 16
+        if key.conv_groups > 1:
+            padded = ceil(key.out_channels / 16) * 16
+        return 2.0 + 1e-4 * pixels * int(np.prod(key.kernel, dtype=int)) * padded
+    return 2.0 + 1e-3 * pixels * key.out_channels
+
+
+def exact_us(layers, widths):
+    keys = [layer.key_at(widths) for layer in layers]
+    return sum(node_us(key) for key in keys if key)
+
+
+def add_variant(table, layers, widths, *, slower=1.0, profiler_us=0.0, pace=1.0):
+    """Add a variant measured by arithmetic: `slower` end to end than its nodes, at some pace."""
+    keys = [layer.key_at(widths) for layer in layers]
+    executed = [key for key in keys if key]
+    times = [pace * (node_us(key) + profiler_us) for key in executed]
+    median_ms = pace * (slower * exact_us(layers, widths) + OUTSIDE_US) / 1000
+    return table.adding(
+        Variant(
+            template="t",
+            widths=widths,
+            end_to_end=Latency(
+                median_ms=median_ms, low_ms=median_ms, high_ms=median_ms, mad_ms=0.0, samples=9
+            ),
+            anchor_ms=pace * 1.0,
+            sum_us=sum(times),
+            samples=9,
+            entries=tuple(range(len(times))),
+            times_us=tuple(times),
+        ),
+        executed,
+    )
+
+
+def learnt(make, builds=20, **how):
+    template, channels = make()
+    layers = layers_of(template, channels)
+    candidates = {}
+    for group in channels.groups:
+        in_branch = any(group.name in branch.groups for branch in channels.branches)
+        candidates[group.name] = (0,) * in_branch + tuple(range(4, group.width + 1, 4))
+    table = LatencyTable(key=KEY)
+    plans = design(layers, candidates, channels.branches, [], {}, seed=0)
+    for widths in islice(plans, builds):
+        table = add_variant(table, layers, widths, **how)
+    return table, layers, candidates
+
+
+def random_plans(candidates, count=30):
+    generator = np.random.default_rng(1)
+    for _ in range(count):
+        yield {name: int(generator.choice(widths)) for name, widths in candidates.items()}
+
+
+def errors_of(table, layers, candidates, true_us):
+    known = costs(table, layers, candidates)
+    plans = list(random_plans(candidates))
+    return np.array([1000 * predict_ms(known, candidates, p) / true_us(p) - 1 for p in plans])
+
+
+@pytest.mark.parametrize("make", [templates.residual, templates.depthwise])
+def test_unseen_plans_on_a_staircase_are_predicted_to_a_tenth_of_a_per_cent(make):
+    table, layers, candidates = learnt(make, builds=24)
+
+    errors = errors_of(table, layers, candidates, lambda plan: exact_us(layers, plan) + OUTSIDE_US)
+
+    assert np.abs(errors).max() < 1e-3
+
+
+def test_sums_are_calibrated_to_end_to_end_times():
+    # Nodes read 3 us too long, and the whole takes 6 % longer than what the nodes really take.
+    table, layers, candidates = learnt(templates.residual, slower=1.06, profiler_us=3.0)
+
+    errors = errors_of(
+        table, layers, candidates, lambda plan: 1.06 * exact_us(layers, plan) + OUTSIDE_US
+    )
+
+    assert np.median(np.abs(errors)) < 0.005
+    assert np.abs(errors).max() < 0.02
+
+
+def test_a_profiler_that_takes_longer_than_the_layers_is_seen_through():
+    table, layers, candidates = learnt(templates.residual, profiler_us=8.0)
+
+    errors = errors_of(table, layers, candidates, lambda plan: exact_us(layers, plan) + OUTSIDE_US)
+
+    assert np.abs(errors).max() < 0.01
+
+
+def test_a_device_that_slows_down_half_way_does_not_bias_predictions():
+    table, layers, candidates = learnt(templates.residual, builds=12)
+    plans = design(layers, candidates, (), [], {}, seed=3)
+    for widths in islice(plans, 6):
+        table = add_variant(table, layers, widths, pace=1.4)
+
+    errors = errors_of(table, layers, candidates, lambda plan: exact_us(layers, plan) + OUTSIDE_US)
+
+    assert np.abs(errors).max() < 2e-3
+
+
+def test_measured_costs_are_marked_and_estimates_are_not():
+    table, layers, candidates = learnt(templates.residual, builds=4)
+
+    known = {cost.layer: cost for cost in costs(table, layers, candidates)}
+
+    layer = next(layer for layer in layers if layer.name == "block0.a")
+    cost = known["block0.a"]
+    stream, inner = (candidates[name] for name in cost.groups)
+    for i, wide in enumerate(stream):
+        for j, width in enumerate(inner):
+            key = layer.key_at({cost.groups[0]: wide, cost.groups[1]: width})
+            assert cost.measured[i, j] == (key is None or key in table.by_key)
+    assert cost.measured.any() and not cost.measured.all()
+
+
+def test_layers_of_an_emptied_branch_cost_nothing():
+    table, layers, candidates = learnt(templates.residual)
+
+    known = {cost.layer: cost for cost in costs(table, layers, candidates)}
+
+    for name in ("block0.a", "block0.b", "block1.a"):
+        axis = next(i for i, g in enumerate(known[name].groups) if g.startswith("inner"))
+        assert not known[name].cost_us.take(0, axis=axis).any()
+        assert (known[name].cost_us.take(1, axis=axis) > 0).all()
+
+
+def test_a_layer_of_many_groups_comes_in_parts_that_are_exact_around_the_given_widths():
+    table, layers, candidates = learnt(templates.joined, builds=30)
+    around = {"side0": 8, "side1": 12, "side2": 4, "read": 20}
+
+    known = costs(table, layers, candidates, around)
+
+    assert all(len(cost.groups) <= 2 for cost in known)
+    assert sum(cost.layer == "reader" for cost in known) == 4
+    truth = exact_us(layers, around) + OUTSIDE_US
+    assert 1000 * predict_ms(known, candidates, around) == pytest.approx(truth, rel=2e-3)
+
+
+def test_what_belongs_to_no_layer_is_a_cost_without_groups():
+    table, layers, candidates = learnt(templates.residual)
+
+    outside = [cost for cost in costs(table, layers, candidates) if cost.layer == OUTSIDE]
+
+    assert [cost.groups for cost in outside] == [()]
+    assert float(outside[0].cost_us) == pytest.approx(OUTSIDE_US, abs=1.0)
+
+
+def test_measuring_a_plan_improves_its_own_prediction():
+    table, layers, candidates = learnt(templates.residual, builds=16)
+    plan = next(random_plans(candidates))
+    surprise = 1.05  # this plan takes 5 % longer than its layers explain
+
+    def error(known):
+        truth = surprise * exact_us(layers, plan) + OUTSIDE_US
+        return abs(1000 * predict_ms(known, candidates, plan) / truth - 1)
+
+    before = error(costs(table, layers, candidates))
+    for _ in range(3):
+        table = add_variant(table, layers, plan, slower=surprise)
+    after = error(costs(table, layers, candidates))
+
+    assert before > 0.03
+    assert after < before / 2
+
+
+def test_a_kind_of_layer_that_nobody_measured_is_an_error():
+    table, _, _ = learnt(templates.residual)
+    template, channels = templates.joined()
+
+    with pytest.raises(MissingLatencyError, match="Conv of 8x8 px"):
+        costs(table, layers_of(template, channels), {"read": (8, 16, 32)})
+
+
+def test_a_width_that_is_no_candidate_is_an_error():
+    table, layers, candidates = learnt(templates.residual, builds=5)
+
+    with pytest.raises(MissingLatencyError, match="Width 5 of stream"):
+        predict_ms(costs(table, layers, candidates), candidates, {"stream": 5})
+
+
+def test_work_is_found_behind_a_profiler_that_adds_more_than_layers_take():
+    generator = np.random.default_rng(0)
+    widths = range(4, 65, 4)
+    keys = [conv(inputs, outputs) for inputs in widths for outputs in widths]
+    padded = [16 * ceil(k.in_channels / 16) * 16 * ceil(k.out_channels / 16) for k in keys]
+    true_us = 1 + np.array(padded) / 200
+    profiled_us = 15 + 0.5 * true_us + generator.uniform(-2, 2, len(keys))
+    counts = np.zeros((60, len(keys)))
+    for row in counts:
+        narrow = generator.integers(1, 17)
+        fitting = [i for i, k in enumerate(keys) if k.in_channels <= 4 * narrow]
+        np.add.at(row, generator.choice(fitting, 20), 1)
+    end_to_end_us = counts @ true_us
+
+    told = calibrate(keys, profiled_us, counts[:30], end_to_end_us[:30], np.full(30, 0.001 * 400))
+
+    predicted = profiled_us + told.corrections(keys, profiled_us)
+    errors = (counts[30:] @ predicted + told.outside_us) / end_to_end_us[30:] - 1
+    assert np.quantile(np.abs(errors), 0.95) < 0.05
