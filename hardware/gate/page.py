@@ -9,23 +9,10 @@ from hardware.gate.history import Measured, Past
 from hardware.gate.sequential_test import Drift, Verdict
 from hardware.gate.session import Subject
 from hardware.intervals import Interval, median, median_interval
+from hardware.pages import html_page, legible
 
 CHANGE_ERROR = 0.005  # how often drift alone may mark a change
 WIDTH, HEIGHT, LEFT, EDGE = 720, 200, 64, 16  # px, of one chart
-STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #18201c; --muted: #56615b;
-  --rule: #dbe0dd; --line: #1c6b48; --bad: #a3291c; }
-@media (prefers-color-scheme: dark) { :root { --paper: #121614; --ink: #e6ebe8; --muted: #9faba5;
-  --rule: #313a35; --line: #69c596; --bad: #ff8f80; } }
-body { margin: 0 auto; padding: 2.5rem 1.5rem 5rem; max-width: 63rem; background: var(--paper);
-  color: var(--ink); font: 1rem/1.55 system-ui, sans-serif; font-variant-numeric: tabular-nums; }
-h1 { font-size: 1.35rem; } h2 { font-size: 1rem; margin: 2.5rem 0 0; overflow-wrap: anywhere; }
-p, td, th { font-size: .875rem; } p, th { color: var(--muted); }
-svg { display: block; width: 100%; height: auto; }
-text { fill: var(--muted); font-size: .65rem; } /* of the chart, which is drawn larger */
-table { border-collapse: collapse; } th, td { padding: .3rem 1.5rem .3rem 0; text-align: left;
-  border-bottom: 1px solid var(--rule); } .changed { color: var(--bad); }
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +35,14 @@ def page(title: str, sessions: Sequence[Past]) -> str:
     drift = session_drift(sessions, "p50", CHANGE_ERROR)
     parts = [_section(name, points) for name, points in series(sessions, drift).items()]
     body = "\n".join(parts) or "<p>Nothing was measured yet.</p>"
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n"
+    return html_page(
+        title,
         "<p>Median latency of each session with the 95 % interval of its units. A change is marked "
         "where two sessions that follow one another were timed in turns with the same reference "
         "(the anchor, or one baseline) and their ratios to it differ by more than their intervals "
         f"and {100 * drift.share:.1f} % of drift between sessions "
         f"({f'from {drift.sessions} sessions' if drift.sessions else 'assumed'}) explain: "
-        f"clocks that differ between two days mark nothing.</p>\n{body}\n</body>\n</html>\n"
+        f"clocks that differ between two days mark nothing.</p>\n{body}",
     )
 
 
@@ -73,11 +57,6 @@ def series(sessions: Sequence[Past], drift: Drift) -> dict[str, list[Point]]:
                 change = _change_pct(points[-1], point, drift) if points else None
                 points.append(replace(point, change_pct=change))
     return {name: points for name, points in found.items() if points}
-
-
-def legible(value: float) -> str:
-    """Return a number of three digits, or whole, without an exponent: 0.0123, 1.23, 2,711."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _name(subject: Subject) -> str:

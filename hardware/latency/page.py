@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from html import escape
 
-from hardware.gate.page import STYLE, legible
 from hardware.latency.staircase import Staircase
 from hardware.latency.table import LatencyTable
+from hardware.pages import html_page, legible
 
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 720, 240, 64, 28, 16  # px, of one chart
 TICKS = 8  # labels on the horizontal axis, about
@@ -16,19 +16,15 @@ def staircase_page(table: LatencyTable, found: Sequence[Staircase]) -> str:
     key = table.key
     title = f"{key.runtime} {key.version} on {key.device}"
     low, middle, high = table.additivity
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n"
+    return html_page(
+        title,
         f"<p>{escape(key.precision)}, batch {key.batch}, threads: {key.threads}; "
         f"{len(table.entries)} latencies from {len(table.variants)} networks. End-to-end time over "
         f"the sum of the layers: {middle:.3f} ({low:.3f} to {high:.3f}). Dots are measured, each "
         "the median over the networks that executed it, with its spread; paler dots have fewer "
         "channels on the other side. The line is the model that fills the gaps, at the most "
         "channels on the other side, without what was found of single widths alone.</p>\n"
-        + "\n".join(_section(stairs) for stairs in found)
-        + "\n</body>\n</html>\n"
+        + "\n".join(_section(stairs) for stairs in found),
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hardware.gate.history import Measured, Past, Times
-from hardware.gate.page import legible, page, series
+from hardware.gate.page import page, series
 from hardware.gate.reference import NAME
 from hardware.gate.sequential_test import ASSUMED_DRIFT
 from hardware.gate.session import Subject
@@ -50,9 +50,3 @@ def test_the_page_shows_every_session_and_marks_the_change():
 
 def test_a_page_without_sessions_says_so():
     assert "Nothing was measured yet." in page("Latency", [])
-
-
-def test_labels_are_short_and_have_no_exponent():
-    assert [legible(value) for value in (0, 0.01234, 1.234, 99.5, 2711.4)] == [
-        "0", "0.0123", "1.23", "99.5", "2,711"
-    ]  # fmt: skip
