@@ -1,0 +1,58 @@
+"""Shape a CNN to the device it will run on: the public names.
+
+What is imported from here keeps its name and its meaning; everything else in `hardware` and
+`pipeline` may change. Importing it takes the host's installation, torch among it. A device without
+torch has the command line: `espalier devices`, `measure`, `bench` and `build` do not import this.
+"""
+
+from hardware.errors import HardwareError
+from hardware.latency.table import LatencyTable, load_table
+from pipeline.errors import PipelineError
+from pipeline.networks.store import load_pruned
+from pipeline.planning.fit import FittedPlan
+from pipeline.recipe import (
+    DataSection,
+    FinetuneSection,
+    LimitsSection,
+    ModelSection,
+    PlanSection,
+    Recipe,
+    SparsifySection,
+    TargetSection,
+    dump_recipe,
+    read_recipe,
+)
+from pipeline.records import Network, Plan, Verdict
+from pipeline.report.inspect import Inspection, Question
+from pipeline.report.inspect import inspect_model as inspect
+from pipeline.report.progress import StageProgress
+from pipeline.run import compress, make_plan, make_table
+
+__all__ = [
+    "DataSection",
+    "FinetuneSection",
+    "FittedPlan",
+    "HardwareError",
+    "Inspection",
+    "LatencyTable",
+    "LimitsSection",
+    "ModelSection",
+    "Network",
+    "PipelineError",
+    "Plan",
+    "PlanSection",
+    "Question",
+    "Recipe",
+    "SparsifySection",
+    "StageProgress",
+    "TargetSection",
+    "Verdict",
+    "compress",
+    "dump_recipe",
+    "inspect",
+    "load_pruned",
+    "load_table",
+    "make_plan",
+    "make_table",
+    "read_recipe",
+]
