@@ -1,4 +1,4 @@
-"""ResNet-20 or ResNet-56 on CIFAR-10: Espalier against plain global L2 pruning.
+"""Compare Espalier with plain global L2 pruning on a ResNet-20 or ResNet-56 and CIFAR-10.
 
 Both start from the same weights, are pruned to the same measured latency, and are trained with the
 same recipe. Global L2 ranks the inner filters of all blocks by their norm over the mean of their
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from espalier import Recipe, StageProgress, compress, read_recipe
 from hardware.device import this_device
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import Keep
@@ -29,9 +30,7 @@ from pipeline.delivery.verify import measure_quality
 from pipeline.evidence.views import group_views
 from pipeline.networks.export import export_graph
 from pipeline.planning.fit import Progress, Stages
-from pipeline.recipe import Recipe, read_recipe
-from pipeline.report.progress import StageProgress
-from pipeline.run import Job, compress, prepare
+from pipeline.run import Job, prepare
 from pipeline.surgery.prune import prove, prune
 from pipeline.tasks.evaluate import accuracy, torch_predictor
 from pipeline.training.finetune import finetune

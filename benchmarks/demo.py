@@ -10,11 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from safetensors.torch import save_file
 
+from espalier import FinetuneSection, Recipe, StageProgress, Verdict, compress, read_recipe
 from pipeline.networks.load import load_network
-from pipeline.recipe import FinetuneSection, Recipe, read_recipe
-from pipeline.records import Verdict
-from pipeline.report.tables import StageProgress, comparison_table
-from pipeline.run import Stages, compress
+from pipeline.planning.fit import Stages
+from pipeline.report.tables import comparison_table
 from pipeline.tasks.data import load_data
 from pipeline.training.finetune import finetune
 
@@ -39,7 +38,7 @@ def train(recipe: Recipe, stages: Stages) -> None:
 
 
 def main() -> int:
-    """Run the demo; 0 when every verdict passes."""
+    """Run the demo; return 0 where every verdict passes, else 1."""
     started = time.monotonic()
     out, err = Console(), Console(stderr=True)
     verdicts: list[Verdict] = []

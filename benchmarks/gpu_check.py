@@ -1,4 +1,4 @@
-"""Everything that Espalier does on an NVIDIA GPU, tried once; what cannot run is named with why.
+"""Try everything that Espalier does on an NVIDIA GPU, and name what cannot run with its reason.
 
     python -m benchmarks.gpu_check --network resnet18 --json gpu.json
 
@@ -66,11 +66,11 @@ class Findings(Record):
 
 
 class CannotRunError(Exception):
-    """Something is not there: no failure."""
+    """What a check needs is not there, which is no failure."""
 
 
 def check_torch(subject: Subject, reference: Array, feeds: Feeds) -> Finding:
-    """Time the network in torch, by CUDA events."""
+    """Return the time of the network in torch, measured by CUDA events."""
     if not torch.cuda.is_available():
         raise CannotRunError("this torch sees no CUDA device")
     module = copy.deepcopy(subject.network.module).cuda().eval()
@@ -95,7 +95,7 @@ def check_torch(subject: Subject, reference: Array, feeds: Feeds) -> Finding:
 def check_engine(
     name: str, precision: str, subject: Subject, reference: Array, feeds: Feeds
 ) -> Finding:
-    """Build the network on a runtime, compare its outputs, and time it."""
+    """Return the time of the network on a runtime, and how far its outputs are off."""
     runtime = get_runtime(name)
     engine: Engine = runtime.build(subject.template, EngineSettings(precision=precision))
     parity = _difference(next(iter(engine.run(feeds).values())), reference)
@@ -104,7 +104,7 @@ def check_engine(
 
 
 def check_profile(subject: Subject, feeds: Feeds) -> Finding:
-    """Hold what TensorRT says of its layers against the time of the whole."""
+    """Return how the times that TensorRT gives its layers compare with that of the whole."""
     engine = get_runtime("trt").build(subject.template, EngineSettings(), profile=True)
     times = engine.node_times(feeds, 50)
     (series,) = time_together([engine.timer(feeds)], PROTOCOL)
@@ -123,16 +123,16 @@ def check_profile(subject: Subject, feeds: Feeds) -> Finding:
 def check_table(
     subject: Subject, candidates: Candidates, profiles: Path, plans: int, console: Console
 ) -> Finding:
-    """Measure a table with TensorRT, continue it, and predict plans that it never saw."""
+    """Measure a table with TensorRT, continue it, and return how well it predicts unseen plans."""
     runtime, settings = get_runtime("trt"), EngineSettings()
     path = table_path(profiles, key_of(runtime, settings, 1))
     setting = Setting(runtime=runtime, settings=settings, seed=0)
 
-    def told(done: int, total: int, text: str) -> None:
+    def report(done: int, total: int, text: str) -> None:
         console.print(f"  table: {done} of {total}, {text}", highlight=False)
 
-    swept = build_table(subject, candidates, setting, path, told)
-    again = build_table(subject, candidates, setting, path, told)
+    swept = build_table(subject, candidates, setting, path, report)
+    again = build_table(subject, candidates, setting, path, report)
     errors = []
     for _, widths in held_out(candidates, subject.channels, plans, seed=1):
         parts = (subject.template, subject.channels, subject.layers)
@@ -152,7 +152,7 @@ def check_table(
 
 
 def check_chip(chip: str, subject: Subject) -> Finding:
-    """Build for a chip that need not be here."""
+    """Return what TensorRT builds for a chip that need not be here."""
     runtime = TensorRt(capability=chip, package=RTX)
     if (missing := runtime.missing()) is not None:
         raise CannotRunError(missing)
@@ -185,7 +185,7 @@ def checks(
 
 
 def attempt(name: str, check: Callable[[], Finding]) -> Finding:
-    """Return what was found, or why nothing was."""
+    """Return what a check found, or why it found nothing."""
     try:
         return check()
     except (CannotRunError, RuntimeMissingError) as error:
@@ -210,7 +210,7 @@ def _difference(found: Array, expected: Array) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Try everything; 0 unless something that should work did not."""
+    """Try everything; return 1 where something that should work did not, else 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=NETWORKS, default="resnet18")
     parser.add_argument("--plans", type=int, default=5, help="random plans that the table predicts")
@@ -227,12 +227,12 @@ def main(arguments: list[str] | None = None) -> int:
         err.print(f"trying {name}", highlight=False)
         found.append(attempt(name, check))
     table = Table("tried", "outcome", "")
-    told = ""
+    before = ""
     for finding in found:
         table.add_row(
-            finding.name, finding.state, "likewise" if finding.detail == told else finding.detail
+            finding.name, finding.state, "the same" if finding.detail == before else finding.detail
         )
-        told = finding.detail
+        before = finding.detail
     out.print(table)
     if options.json is not None:
         record = Findings(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# It ends by itself when whoever started it is gone, however that was killed.
+# The process ends by itself when the one that started it is gone, however that was killed.
 SPIN = """
 import os, sys
 while os.getppid() == int(sys.argv[1]):
@@ -17,7 +17,7 @@ while os.getppid() == int(sys.argv[1]):
 
 @contextmanager
 def neighbour() -> Iterator[subprocess.Popen[bytes]]:
-    """Keep one core busy meanwhile."""
+    """Keep one core busy for as long as the block runs; yield the process that does so."""
     process = subprocess.Popen([sys.executable, "-c", SPIN, str(os.getpid())])
     try:
         yield process

@@ -1,4 +1,4 @@
-"""What onnxruntime_perf_test does, in Python: the wheel does not bring the program itself.
+"""Do what onnxruntime_perf_test does, in Python: the wheel does not bring the program itself.
 
 python -m benchmarks.ort_perf MODEL SECONDS
 
@@ -14,7 +14,7 @@ import onnxruntime
 
 
 def bound(path: str) -> tuple[onnxruntime.InferenceSession, onnxruntime.IOBinding]:
-    """Return a session on one thread, and its inputs and outputs."""
+    """Return a session on one thread, and the binding of its inputs and outputs."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -29,6 +29,7 @@ def bound(path: str) -> tuple[onnxruntime.InferenceSession, onnxruntime.IOBindin
 
 
 def main() -> None:
+    """Time the model of the command line and print the median, ms."""
     path, seconds = sys.argv[1], float(sys.argv[2])
     session, binding = bound(path)
     session.run_with_iobinding(binding)

@@ -1,4 +1,4 @@
-"""Whether others leave this machine's memory alone.
+"""Say whether others leave this machine's memory alone.
 
     python -m benchmarks.quiet --seconds 120
 
@@ -17,12 +17,12 @@ import numpy as np
 
 BLOCK_BYTES = 24 * 2**20
 READS = 9
-CALM = 5  # readings in a row, before something long begins
+READINGS_IN_A_ROW = 5  # that must be quiet before something long begins
 PAUSE_S = 0.5
 
 
 class SharedMemory:
-    """What others leave of the memory's speed."""
+    """The speed of the memory that several virtual machines share, read again and again."""
 
     def __init__(self, limit_ps: float | None = None) -> None:
         """Start to watch.
@@ -35,7 +35,7 @@ class SharedMemory:
         self._block = np.ones(BLOCK_BYTES // 4, dtype=np.float32)
 
     def ps_per_byte(self) -> float:
-        """Return how long reading takes now, median of some reads, about 10 ms in all."""
+        """Return how long reading a byte takes now: the median of reads of about 10 ms in all."""
         times = []
         for _ in range(READS):
             start = time.perf_counter()
@@ -49,10 +49,10 @@ class SharedMemory:
 
     def wait(self, at_most_s: float, readings: int = 1) -> None:
         """Wait until it is quiet for so many readings in a row, or the time is over."""
-        start, calm = time.monotonic(), 0
+        start, quiet = time.monotonic(), 0
         while self.limit_ps is not None and time.monotonic() - start < at_most_s:
-            calm = calm + 1 if self.is_quiet() else 0
-            if calm >= readings:
+            quiet = quiet + 1 if self.is_quiet() else 0
+            if quiet >= readings:
                 break
             time.sleep(PAUSE_S)
         self.waited_s += time.monotonic() - start

@@ -50,7 +50,7 @@ def benchmark_app(path: Path, seconds: float) -> float:
     words += ["-nireq", "1", "-nthreads", "1", "-infer_precision", "f32", "-inference_only"]
     found = MEDIAN.search(_output([str(program), *words, "-t", str(max(1, round(seconds)))]))
     if found is None:
-        raise RunError("benchmark_app told no median. Run it by hand to see why.")
+        raise RunError("benchmark_app printed no median. Run it by hand to see why.")
     return float(found[1]) / (1 if found[2] == "ms" else 1000)
 
 
@@ -60,6 +60,7 @@ def ort_perf(path: Path, seconds: float) -> float:
 
 
 def _output(command: list[str]) -> str:
+    """Return what a command prints; raise RunError where it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RunError(f"{' '.join(command)} failed: {done.stdout[-500:]}{done.stderr[-500:]}")
@@ -171,6 +172,7 @@ def note(plain: Interval, less: Interval, call_ms: float, turn_ms: float) -> str
 
 
 def main() -> int:
+    """Compare all tools and write what was found; return 0 where all medians agree."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Every criterion and random at the same widths, every measure's floors at the same latency.
+"""Compare every criterion at the same widths, and every measure's floors at the same latency.
 
     python -m benchmarks.criteria --weights resnet20-cifar10.safetensors --images cifar10
     python -m benchmarks.criteria --cost
@@ -18,11 +18,10 @@ from rich.console import Console
 from benchmarks.criteria.comparing import compare_criteria, compare_floors
 from benchmarks.criteria.costs import measure_costs
 from benchmarks.criteria.tables import cost_report, report
+from espalier import ModelSection, StageProgress, read_recipe
 from hardware.records import write_whole
 from pipeline.criteria import CRITERIA
-from pipeline.recipe import ModelSection, read_recipe
 from pipeline.redundancy import MEASURES
-from pipeline.report.progress import StageProgress
 from pipeline.run import prepare
 
 RECIPE = Path("benchmarks/cifar10.yaml")

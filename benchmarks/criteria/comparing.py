@@ -56,7 +56,10 @@ def opened(path: Path, setting: Mapping[str, object]) -> Comparison:
 def compare_criteria(
     job: Job, names: tuple[str, ...], seeds: int, path: Path, images: int, stages: Stages
 ) -> Comparison:
-    """Return the results of every criterion and seed at the widths of one plan; resumes."""
+    """Return the results of every criterion and seed at the widths of one plan.
+
+    Every result is saved at once, and what the file holds is not run again.
+    """
     recipe = job.recipe
     found = opened(path, setting_of(recipe, images))
     if not found.widths:
@@ -83,7 +86,10 @@ def compare_criteria(
 def compare_floors(
     job: Job, names: tuple[str, ...], seeds: int, path: Path, images: int, stages: Stages
 ) -> Comparison:
-    """Return the results with the floors of every measure, all at the same latency; resumes."""
+    """Return the results with the floors of every measure, all at the same latency.
+
+    Every result is saved at once, and what the file holds is not run again.
+    """
     recipe = job.recipe
     found = opened(path, setting_of(recipe, images))
     for name in names:
@@ -151,7 +157,7 @@ def _trained(
     kind: str,
     stages: Stages,
 ) -> Result:
-    """Return what a choice gives before and after fine-tuning."""
+    """Return the accuracies of one choice of channels before and after fine-tuning."""
     name, seed, share = label
     recipe = job.recipe
     pruned = prune(job.subject.network, job.subject.channels, keep)

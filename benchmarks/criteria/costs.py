@@ -1,4 +1,4 @@
-"""How long every criterion and every measure takes on one network."""
+"""Measure how long every criterion and every measure takes on one network."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -72,6 +72,6 @@ def timed(name: str, kind: str, work: Callable[[], object]) -> Cost:
 
 
 def on_all(work: Callable[[GroupView], object], views: Sequence[GroupView]) -> None:
-    """Do something with every group."""
+    """Call a function with every group, one after the other."""
     for view in views:
         work(view)

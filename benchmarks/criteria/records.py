@@ -1,4 +1,4 @@
-"""What the comparison writes down, one result after the other."""
+"""The records that the comparison writes, one result after the other."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,9 +11,9 @@ class Result(Record):
 
     name: str  # of the criterion, or of the measure whose floors were held
     seed: int
-    before_pct: float  # pruned, nothing else
-    recalibrated_pct: float  # with the statistics of batch norms taken anew
-    after_pct: float  # after the fine-tuning
+    before_pct: float  # accuracy of the pruned network as it is
+    recalibrated_pct: float  # accuracy with the statistics of batch norms taken anew
+    after_pct: float  # accuracy after fine-tuning
     parameters: int
     plan_share: float  # latency over the full network's, as the plan was measured
 

@@ -70,7 +70,7 @@ def differing(found: Sequence[Summary], control: Summary) -> set[str]:
 
 
 def verdict(found: Sequence[Summary], control: str) -> str:
-    """Return in words which means differ from that of the control, and from the best."""
+    """Return in words which means differ from that of the control, and which from the best."""
     by_name = {one.name: one for one in found}
     if control not in by_name or len(found) < 2:
         return f"There is nothing to hold against {control} yet."
@@ -137,7 +137,7 @@ def report(found: Comparison) -> str:
 
 
 def cost_report(title: str, costs: Sequence[Cost]) -> str:
-    """Return what everything costs as Markdown, and what takes too long."""
+    """Return what every criterion and measure costs as Markdown, and which take too long."""
     rows = [
         f"| {cost.name} | {cost.kind} | {cost.error or f'{cost.seconds:.1f}'} |" for cost in costs
     ]

@@ -13,7 +13,7 @@ from benchmarks.fidelity.isolated import IsolatedTable
 from benchmarks.fidelity.records import Coverage, PlanTimes
 from benchmarks.fidelity.subjects import Candidates
 from benchmarks.neighbours import neighbour
-from benchmarks.quiet import CALM, SharedMemory
+from benchmarks.quiet import READINGS_IN_A_ROW, SharedMemory
 from hardware.graph.carve import carve, keep_first
 from hardware.latency.keys import macs_of
 from hardware.latency.predict import predict_plan_ms
@@ -76,7 +76,7 @@ def build_table(
     key = key_of(setting.runtime, setting.settings, 1)
     if not path.exists():
         progress(0, 1, "waiting for a quiet moment")
-        setting.memory.wait(CALM_S, readings=CALM)
+        setting.memory.wait(CALM_S, readings=READINGS_IN_A_ROW)
     start = time.perf_counter()
     table = load_table(path, key) if path.exists() else LatencyTable(key=key)
     before = len(table.variants)

@@ -35,13 +35,13 @@ RESULTS = Path("benchmarks/results/gate.json")
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Return the runs that were kept; a line that a kill tore is not there."""
+    """Return the runs in a file, without a last line that a kill cut short."""
     whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
     return [Run.model_validate_json(line) for line in whole.splitlines()]
 
 
 def keep(path: Path, runs: Sequence[Run]) -> None:
-    """Keep all runs; the file appears whole."""
+    """Write all runs; the file appears whole."""
     write_whole(path, "".join(run.model_dump_json() + "\n" for run in runs))
 
 
@@ -59,7 +59,7 @@ def missing(cases: Sequence[Case], runs: Sequence[Run]) -> list[Case]:
 
 
 def seconds_left(cases: Sequence[Case], runs: Sequence[Run], budget_s: float) -> float:
-    """Return how long the cases will take: each kind as long as before, a budget where unknown."""
+    """Return how long the cases will take: a kind as long as before, one without runs a budget."""
     took: dict[tuple[str, bool], list[float]] = {}
     for run in runs:
         took.setdefault((run.kind, run.beside), []).append(run.wall_s)
@@ -68,7 +68,7 @@ def seconds_left(cases: Sequence[Case], runs: Sequence[Run], budget_s: float) ->
 
 
 def run_case(case: Case, budget_s: float) -> Run | None:
-    """Bench a case by the default rules; None where Ctrl-C ended it."""
+    """Return the run of a case by the default rules, None where Ctrl-C ended it."""
     engines = [b.contender(case.runtime, FOLDER) for b in (case.candidate, case.baseline)]
     rules = Rules(schedule=Schedule(budget_s=budget_s))
     start_s = time.monotonic()
@@ -85,7 +85,7 @@ def tell(text: str) -> None:
 
 
 def slow_downs(runtime: str, budget_s: float, folder: Path) -> Found:
-    """Return the slow-downs of a runtime, measured where that was not done before."""
+    """Return the slow-downs of a runtime, and measure them where no file holds them yet."""
     path = folder / f"slow-downs-{runtime}.json"
     if not path.exists():
         tell(f"{runtime}: looking for networks that are slower by a few percent")
@@ -94,7 +94,7 @@ def slow_downs(runtime: str, budget_s: float, folder: Path) -> Found:
 
 
 def run_all(cases: Sequence[Case], path: Path, budget_s: float) -> list[Run]:
-    """Run what is missing, telling how long it will take; Ctrl-C ends it and loses no run."""
+    """Run all cases that are missing and say how long it will take; Ctrl-C loses no run."""
     runs = read_runs(path)
     left = missing(cases, runs)
     while left:

@@ -1,4 +1,4 @@
-"""What is benched against what: equal engines, and true slow-downs found by measuring."""
+"""Choose which engines are compared: equal ones, and true slow-downs found by measuring."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,10 +46,10 @@ class Found(Record):
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run to make."""
+    """One comparison that is to be made."""
 
     kind: str  # "aa", "3", "5", "10", "threads 3", ...
-    beside: bool  # a neighbour that spins
+    beside: bool  # whether a neighbour spins meanwhile
     runtime: str
     baseline: Build
     candidate: Build
@@ -58,8 +58,8 @@ class Case:
 def find_slow_downs(runtime: str, budget_s: float, folder: Path) -> Found:
     """Measure many builds side by side and return those that are slower by about each percentage.
 
-    Chosen is the least slow-down that is certainly (at 95 %) as large as it is called: missing it
-    is then a miss.
+    The least slow-down is chosen that is certainly (at 95 %) as large as it is called, so that not
+    finding it is a fault of the gate.
 
     Raises:
         RunError: no wider network is slower by about that much.
@@ -100,7 +100,7 @@ def by_threads(runtime: str, budget_s: float, folder: Path) -> list[SlowDown]:
 def _measured(
     builds: Sequence[Build], runtime: str, budget_s: float, folder: Path
 ) -> tuple[Measurement, ...]:
-    """Measure all builds in turns; without a baseline the whole budget is spent."""
+    """Return what all builds take in turns; without a baseline the whole budget is spent."""
     engines = [build.contender(runtime, folder) for build in builds]
     return bench(engines, None, Rules(schedule=Schedule(budget_s=FINDING * budget_s))).measurements
 

@@ -1,4 +1,4 @@
-"""What each method says of the same samples, and how often it errs."""
+"""Judge the same samples by every method, and count how often each errs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from hardware.intervals import median
 from hardware.records import Record
 
 Floats = np.ndarray[tuple[int], np.dtype[np.float64]]
-Rates = dict[str, Any]  # Any: as JSON nests
+Rates = dict[str, Any]  # Any: JSON, nested
 OURS = "espalier"
 # As commonly used: no tolerance in the tests, and all samples taken as independent.
 OTHERS: dict[str, Callable[[Floats, Floats], bool]] = {
@@ -29,7 +29,7 @@ THREADS = "threads "
 
 
 class Run(Record):
-    """One bench."""
+    """One comparison of two engines, and what every method says of it."""
 
     kind: str
     beside: bool
@@ -121,7 +121,7 @@ def _upper(said: Sequence[Verdict], verdict: Verdict) -> float | None:
 
 
 def shortfalls(found: Rates) -> list[str]:
-    """Return in words where the summary misses what the gate promises; [] where it keeps it."""
+    """Return in words where the summary misses what the gate promises, [] where nothing."""
     missed = []
     for where, part in (("alone", found), ("beside a neighbour", found["with_neighbour"])):
         alarms, detection = part["false_alarm_pct"], part["detection_pct"]

@@ -1,1 +1,1 @@
-"""Channel analysis on many networks, with proof: see `python -m benchmarks.zoo --help`."""
+"""The channel analysis on many networks, with proof: see `python -m benchmarks.zoo --help`."""

@@ -20,10 +20,10 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 def measure(name: str) -> Peer:
     """Prune a random half of every group; return the share of convolution output channels reached.
 
-    As its documentation says: the pruner of every group, with the layers that make an output of
-    the network named to it. A convolution counts with all its channels once it lost any, so nothing
-    is held against a tool that keeps multiples of a group. The pruned network must run and give
-    outputs of the shapes it gave before; what it computes is not compared.
+    Torch-Pruning is used as its documentation says: the pruner of every group, with the layers
+    named that make an output of the network. A convolution counts with all its channels once it
+    lost any, so nothing is held against a tool that keeps multiples of a group. The pruned network
+    must run and give outputs of the shapes it gave before; what it computes is not compared.
     """
     import torch_pruning
 
@@ -59,7 +59,7 @@ def measure(name: str) -> Peer:
 def _last_layers(module: nn.Module, image: torch.Tensor) -> list[nn.Module]:
     """Return the layers from which an output comes without another layer in between.
 
-    Found by what the autograd graph holds between the outputs and the nearest weights.
+    They are found by what the autograd graph holds between the outputs and the nearest weights.
     """
     owners = {
         id(m.weight): m

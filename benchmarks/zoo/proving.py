@@ -1,4 +1,4 @@
-"""The proof of one network: removed == masked, and the engine beside the pruned torch network."""
+"""Prove one network: removed == masked, and the engine equal to the pruned torch network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,8 +60,8 @@ class Evidence:
 def prove(network: Network, graph: onnx.ModelProto, channels: ChannelMap) -> Evidence:
     """Compare removing with masking for a random half of every group, and deliver the result.
 
-    In float64, on the graph form; groups that an operator mixes are left out of that comparison
-    (unless it only computes weights), and are pruned with the others in the network delivered.
+    The comparison is made in float64, on the graph form. Groups that an operator mixes are left out
+    of it (unless the operator only computes weights); in the delivered network they are pruned too.
 
     Args:
         network: with random weights.

@@ -1,4 +1,4 @@
-"""What the zoo writes down."""
+"""The records that the zoo writes."""
 
 from collections.abc import Mapping
 
@@ -25,7 +25,7 @@ class Entry(Record):
     status: str  # "ok" | "wrong proof" | "not prunable" | "failed" | "timeout" | "memory"
     detail: str = ""  # the error, why the proof is in float32, or what was built instead
     seconds: float = 0.0  # processor time of the analysis alone, one thread
-    whole_seconds: float = 0.0  # likewise of everything, export and proof included
+    whole_seconds: float = 0.0  # processor time of everything, export and proof included
     peak_mib: float = 0.0
     nodes: int = 0
     groups: int = 0
@@ -35,8 +35,10 @@ class Entry(Record):
     frozen: Mapping[str, int] = {}  # reason -> channels
     proof_error: float | None = None  # largest |removed - masked| / largest |masked|
     proof_precision: str | None = None  # "float64"; "float32" where torch cannot run the graph
-    ort_parity: float | None = None  # likewise, delivered engine against pruned torch network
-    export_error: float | None = None  # likewise, the graph against the network's class
+    ort_parity: float | None = (
+        None  # the same of the delivered engine against the pruned torch network
+    )
+    export_error: float | None = None  # the same of the graph against the network's class
     class_share: float | None = None  # what surgery on the class can prune
     torch_pruning: Peer | None = None
 
@@ -64,7 +66,7 @@ class Zoo(Record):
 def summarize(entries: tuple[Entry, ...]) -> Summary | None:
     """Return the summary of some entries, None where there are none.
 
-    A network that could not be analysed counts as a share of 0, for us as for others.
+    A network that could not be analysed counts as a share of 0, for Torch-Pruning as for us.
     """
     if not entries:
         return None

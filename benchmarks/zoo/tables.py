@@ -1,4 +1,4 @@
-"""The zoo as a Markdown table."""
+"""Write the zoo as a Markdown table."""
 
 from benchmarks.zoo.records import Entry, Zoo
 
