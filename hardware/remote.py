@@ -7,8 +7,7 @@ from pathlib import Path
 
 from hardware.bundle import Bundle
 from hardware.errors import DeviceMismatchError, StorageError
-from hardware.latency.keys import Layer, LayerKey
-from hardware.latency.layers import layers_of
+from hardware.latency.layers import Layer, LayerKey
 from hardware.latency.sweep import Progress, sweep
 from hardware.latency.table import (
     LatencyTable,
@@ -19,6 +18,7 @@ from hardware.latency.table import (
     merge,
     table_path,
 )
+from hardware.latency.template_layers import layers_of
 from hardware.lock import default_lock, machine_lock
 from hardware.runtimes import RUNTIMES
 from hardware.runtimes.base import Runtime

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hardware.latency.keys import Layer, LayerKey
-from hardware.latency.layers import PRODUCTS
+from hardware.graph.operators import PRODUCTS
+from hardware.latency.layers import Layer, LayerKey
 from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.timing import Protocol, time_together
 

@@ -15,7 +15,7 @@ from benchmarks.fidelity.subjects import Candidates
 from benchmarks.neighbours import neighbour
 from benchmarks.quiet import READINGS_IN_A_ROW, SharedMemory
 from hardware.graph.carve import carve, keep_first
-from hardware.latency.keys import macs_of
+from hardware.latency.layers import macs_of
 from hardware.latency.predict import predict_plan_ms
 from hardware.latency.references import References, narrow_widths
 from hardware.latency.spreads import spread_of

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardware.latency.fitting import LEAST_US, closeness, counts_of
-from hardware.latency.keys import Kind, LayerKey
+from hardware.latency.layers import Kind, LayerKey
 
 Array = npt.NDArray[np.float64]
 

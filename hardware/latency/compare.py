@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hardware.errors import DeviceMismatchError, StorageError
-from hardware.latency.keys import LayerKey
+from hardware.latency.layers import LayerKey
 from hardware.latency.staircase import label_of
 from hardware.latency.table import LatencyTable, load_table
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from hardware.latency.keys import Kind, LayerKey
+from hardware.latency.layers import Kind, LayerKey
 from hardware.latency.pacing import paced_us
 from hardware.latency.table import LatencyTable, Variant
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardware.graph.channel_map import Branch
-from hardware.latency.keys import Kind, Layer, LayerKey
+from hardware.latency.layers import Kind, Layer, LayerKey
 
 Candidates = Mapping[str, tuple[int, ...]]
 EMPTIED_SHARE = 0.15  # of the branches, in each variant after the first ones

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import nnls
 
-from hardware.latency.keys import Kind, LayerKey
+from hardware.latency.layers import Kind, LayerKey
 from hardware.latency.table import Entry
 
 Array = npt.NDArray[np.float64]

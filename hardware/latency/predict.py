@@ -11,7 +11,7 @@ from hardware.errors import MissingLatencyError
 from hardware.latency.calibrating import Calibration, calibrate
 from hardware.latency.contexts import contexts_of, elements_in, elements_of
 from hardware.latency.fitting import FamilyModel, fit_families, settled_us
-from hardware.latency.keys import Kind, Layer, LayerKey
+from hardware.latency.layers import Kind, Layer, LayerKey
 from hardware.latency.table import Entry, LatencyTable
 
 Array = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ the widest such gap halves what is not known of the stair's place.
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from hardware.latency.keys import Layer
+from hardware.latency.layers import Layer
 from hardware.latency.predict import costs, layer_times
 from hardware.latency.table import LatencyTable
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hardware.intervals import Interval
-from hardware.latency.keys import LayerKey
+from hardware.latency.layers import LayerKey
 from hardware.latency.table import Entry, LatencyTable, Variant
 
 Array = npt.NDArray[np.float64]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from hardware.latency.fitting import FamilyModel, fit_families
-from hardware.latency.keys import Kind, LayerKey
+from hardware.latency.layers import Kind, LayerKey
 from hardware.latency.table import Entry, LatencyTable
 
 Curve = tuple[tuple[int, float], ...]

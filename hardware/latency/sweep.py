@@ -18,7 +18,7 @@ import onnx
 
 from hardware.graph.channel_map import ChannelMap
 from hardware.latency.design import design
-from hardware.latency.keys import Layer, LayerKey
+from hardware.latency.layers import Layer, LayerKey
 from hardware.latency.refining import widths_at_stairs
 from hardware.latency.table import LatencyTable, Variant
 from hardware.latency.variant import PROTOCOL, Stand, complete_widths, digest_of

@@ -18,7 +18,7 @@ import numpy as np
 from hardware.device import Device
 from hardware.disturbance import Disturbance
 from hardware.errors import DeviceMismatchError, MissingLatencyError, StorageError
-from hardware.latency.keys import LayerKey
+from hardware.latency.layers import LayerKey
 from hardware.latency.references import References
 from hardware.latency.samples import Samples
 from hardware.records import Record, load_record, write_whole

@@ -14,8 +14,7 @@ from hardware.device import conditions
 from hardware.disturbance import Disturbance, between
 from hardware.graph.carve import carve, keep_first
 from hardware.graph.channel_map import ChannelMap
-from hardware.latency.attributing import attribute, owners_of
-from hardware.latency.keys import Layer, LayerKey
+from hardware.latency.layers import Layer, LayerKey, attribute, owners_of
 from hardware.latency.references import References, narrow_widths
 from hardware.latency.samples import samples_of
 from hardware.latency.table import STEADY_PACE, LatencyTable, Variant, usual_pace_ms

@@ -7,7 +7,8 @@ import onnx
 
 from hardware.graph.channel_map import ChannelMap
 from hardware.graph.fold_norms import fold_norms
-from hardware.latency.layers import Layer, layers_of
+from hardware.latency.layers import Layer
+from hardware.latency.template_layers import layers_of
 from pipeline.channels.counts import prunable_shares
 from pipeline.channels.find import find_groups
 from pipeline.errors import NetworkError, RecipeError, first_line

@@ -9,7 +9,8 @@ from hardware.graph.carve import load_model
 from hardware.graph.channel_map import ChannelMap
 from hardware.graph.fold_norms import fold_norms
 from hardware.graph.prepare import prepare
-from hardware.latency.layers import Layer, layers_of
+from hardware.latency.layers import Layer
+from hardware.latency.template_layers import layers_of
 from hardware.records import Record
 from pipeline.channels.counts import prunable_shares
 from pipeline.channels.find import find_groups

@@ -9,9 +9,9 @@ from benchmarks.fidelity.isolated import IsolatedTable, layer_model
 from benchmarks.fidelity.measuring import PASSES, Pass, Swept, at_table_pace, coverage_of
 from benchmarks.fidelity.records import PlanTimes, Result, errors_of, repeated_of
 from benchmarks.fidelity.subjects import NETWORKS, held_out
-from hardware.latency.keys import LayerKey, macs_of
-from hardware.latency.layers import layers_of
+from hardware.latency.layers import LayerKey, macs_of
 from hardware.latency.table import LatencyTable
+from hardware.latency.template_layers import layers_of
 from hardware.records import load_record
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import gpu_check
 from benchmarks.gpu_check import Findings, attempt, main
 from hardware.errors import BuildError
-from hardware.latency.layers import layers_of
+from hardware.latency.template_layers import layers_of
 from hardware.records import load_record
 from hardware.runtimes import RUNTIMES
 from hardware.runtimes.cuda import gpu_absent

@@ -12,9 +12,9 @@ import pytest
 from hardware.bundle import pack, read_bundle, write_bundle
 from hardware.device import this_device
 from hardware.errors import BusyError, DeviceMismatchError, StorageError
-from hardware.latency.layers import layers_of
 from hardware.latency.sweep import digest_of
 from hardware.latency.table import LatencyTable, TableKey, key_of, load_table
+from hardware.latency.template_layers import layers_of
 from hardware.lock import machine_lock
 from hardware.remote import bring_home, measure_bundle
 from hardware.runtimes import get_runtime

@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from hardware.commands.table import tables
 from hardware.latency.compare import changes
-from hardware.latency.layers import layers_of
 from hardware.latency.staircase import label_of, staircases
 from hardware.latency.sweep import sweep
 from hardware.latency.table import LatencyTable, key_of
+from hardware.latency.template_layers import layers_of
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
 from tests.hardware.latency.test_table import KEY, conv, variant

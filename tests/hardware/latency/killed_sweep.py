@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from hardware.latency.layers import layers_of
 from hardware.latency.sweep import sweep
 from hardware.latency.table import LatencyTable, key_of, load_table
+from hardware.latency.template_layers import layers_of
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
 from tests.hardware import templates

@@ -8,9 +8,9 @@ import pytest
 
 from hardware.latency.contexts import contexts_of, elements_in, elements_of
 from hardware.latency.design import CEILINGS, design
-from hardware.latency.layers import layers_of
 from hardware.latency.predict import costs, predict_ms, predict_plan_ms
 from hardware.latency.table import LatencyTable, Variant
+from hardware.latency.template_layers import layers_of
 from hardware.timing import Latency
 from tests.hardware import templates
 from tests.hardware.latency.test_predict import OUTSIDE_US, node_us, random_plans

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hardware.latency.fitting import fit_families, settled_us
-from hardware.latency.keys import LayerKey
+from hardware.latency.layers import LayerKey
 from hardware.latency.table import Entry
 
 ODD, DEARER = 56, 1.15  # seven blocks of eight do not divide among two threads

@@ -1,122 +1,55 @@
 import pytest
-from onnx import TensorProto, helper
 
-from hardware.errors import ModelError
-from hardware.graph.channel_map import ChannelMap
-from hardware.latency.layers import LayerKey, layers_of, macs_of
+from hardware.errors import RunError
+from hardware.latency.layers import attribute, owners_of
+from hardware.latency.template_layers import layers_of
+from hardware.runtimes.base import NodeTime
 from tests.hardware import templates
 
 
-def by_name(template, channels):
-    return {layer.name: layer for layer in layers_of(template, channels)}
+def residual_of_one_block():
+    template, channels = templates.residual(blocks=1)
+    return template, layers_of(template, channels)
 
 
-def test_every_node_belongs_to_exactly_one_layer():
-    for make in (templates.residual, templates.joined, templates.depthwise):
-        template, channels = make()
+def test_time_is_attributed_to_convolutions_before_their_tails_and_reorders_to_what_follows():
+    template, layers = residual_of_one_block()
+    times = [
+        NodeTime(name="stem", operator="Conv", nodes=("stem", "stem_relu"), time_us=1.0),
+        NodeTime(name="reorder", operator="Reorder", nodes=(), time_us=2.0),
+        NodeTime(name="fused", operator="Conv", nodes=("block0.a_relu", "block0.a"), time_us=4.0),
+        NodeTime(name="b", operator="Conv", nodes=("block0.b",), time_us=8.0),
+        NodeTime(name="add", operator="Add", nodes=("block0.add", "block0.relu"), time_us=16.0),
+        NodeTime(name="down", operator="Conv", nodes=("down_out",), time_us=32.0),
+        NodeTime(name="back", operator="Reorder", nodes=(), time_us=64.0),
+    ]
 
-        owned = [name for layer in layers_of(template, channels) for name in layer.nodes]
+    found = attribute(times, owners_of(template, layers), layers, {})
 
-        assert sorted(owned) == sorted(node.name for node in template.graph.node)
-
-
-def test_a_convolution_owns_its_tail_and_knows_its_groups():
-    layers = by_name(*templates.residual())
-
-    layer = layers["block0.b"]
-
-    assert layer.nodes == ("block0.b", "block0.add", "block0.relu")
-    assert (layer.in_parts, layer.out_parts) == ({"inner0": 1}, {"stream": 1})
-    assert (layer.branches, layer.vanishes_with) == (("block0",), ("inner0",))
-    assert layer.key == LayerKey(
-        operator="Conv",
-        in_channels=32,
-        out_channels=32,
-        kernel=(3, 3),
-        strides=(1, 1),
-        in_size=(16, 16),
-        out_size=(16, 16),
-        tail=("Add", "Relu"),
-    )
+    by_layer = dict(zip((layer.name for layer in layers), (us for _, us in found), strict=True))
+    assert by_layer["stem"] == 1.0
+    assert by_layer["block0.a"] == 6.0
+    assert by_layer["block0.b"] == 24.0
+    assert by_layer["down"] == 96.0
+    assert by_layer["pool"] == 0.0
 
 
-def test_keys_follow_the_widths_and_vanish_with_an_emptied_branch():
-    layer = by_name(*templates.residual())["block0.b"]
+def test_what_runs_of_an_emptied_branch_is_kept_apart():
+    template, layers = residual_of_one_block()
+    times = [
+        NodeTime(name="stem", operator="Conv", nodes=("stem",), time_us=1.0),
+        NodeTime(name="relu", operator="Relu", nodes=("block0.relu",), time_us=2.0),
+    ]
 
-    key = layer.key_at({"inner0": 8, "stream": 24})
+    found = attribute(times, owners_of(template, layers), layers, {"inner0": 0})
 
-    assert key is not None
-    assert (key.in_channels, key.out_channels) == (8, 24)
-    assert layer.key_at({"inner0": 0, "stream": 24}) is None
-    rest = layer.rest_key_at({"inner0": 0, "stream": 24})
-    assert rest is not None
-    assert (rest.operator, rest.out_channels, rest.tail) == ("Relu", 24, ())
-
-
-def test_layers_of_one_shape_share_one_key():
-    layers = by_name(*templates.residual())
-
-    assert layers["block0.a"].key == layers["block1.a"].key
-    assert hash(layers["block0.a"].key) == hash(layers["block1.a"].key)
-    assert layers["block0.a"].key != layers["block0.b"].key
+    spent = {key.operator: us for key, us in found if us}
+    assert spent == {"Conv": 1.0, "Relu": 2.0}
 
 
-def test_concatenated_groups_all_count():
-    layers = by_name(*templates.joined())
+def test_a_runtime_that_renames_everything_is_an_error():
+    template, layers = residual_of_one_block()
+    times = [NodeTime(name="x1", operator="?", nodes=(), time_us=1.0)]
 
-    reader = layers["reader"]
-
-    assert reader.in_parts == {"side0": 1, "side1": 1, "side2": 1}
-    key = reader.key_at({"side0": 4, "side2": 8, "read": 20})
-    assert key is not None
-    assert (key.in_channels, key.out_channels) == (4 + 16 + 8, 20)
-    assert layers["concat"].groups == ("side0", "side1", "side2")
-
-
-def test_depthwise_layers_stay_depthwise_and_flattened_units_own_many_positions():
-    layers = by_name(*templates.depthwise(size=8))
-
-    depth = layers["depth"].key_at({"wide": 5})
-
-    assert depth is not None
-    assert (depth.in_channels, depth.out_channels, depth.conv_groups) == (5, 5, 5)
-    assert layers["fc"].in_parts == {"wide": 64}
-    # The multiplication by the gate runs at the size of the map, so it belongs to the map's layer.
-    assert layers["depth"].nodes == ("depth", "scale", "flat")
-    assert layers["excite"].nodes == ("excite", "gate")
-
-
-def test_a_shuffle_keeps_count_of_the_channels():
-    layers = by_name(*templates.shuffled())
-
-    for name in ("swap", "depth"):
-        assert (layers[name].key.in_channels, layers[name].key.out_channels) == (16, 16)
-        assert layers[name].out_parts == {"wide": 1}
-
-
-def test_macs_are_those_of_the_definition():
-    layers = layers_of(*templates.residual(size=16, blocks=1))
-
-    full = 16 * 16 * 9 * (3 * 32 + 32 * 32 + 32 * 32) + 8 * 8 * 9 * 32 * 64 + 64 * 10
-    assert macs_of(layers, {}) == full
-    narrow = 16 * 16 * 9 * (3 * 32 + 32 * 8 + 8 * 32) + 8 * 8 * 9 * 32 * 64 + 64 * 10
-    assert macs_of(layers, {"inner0": 8}) == narrow
-    emptied = 16 * 16 * 9 * 3 * 32 + 8 * 8 * 9 * 32 * 64 + 64 * 10
-    assert macs_of(layers, {"inner0": 0}) == emptied
-
-
-def test_macs_of_a_depthwise_layer_fall_with_its_width_once():
-    layers = [layer for layer in layers_of(*templates.depthwise(size=8)) if layer.name == "depth"]
-
-    assert macs_of(layers, {}) == 8 * 8 * 9 * 16
-    assert macs_of(layers, {"wide": 4}) == 8 * 8 * 9 * 4
-
-
-def test_a_model_without_shapes_is_refused():
-    value = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, "h", "w"])
-    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
-    node = helper.make_node("GlobalAveragePool", ["input"], ["out"], name="pool")
-    model = helper.make_model(helper.make_graph([node], "g", [value], [out]))
-
-    with pytest.raises(ModelError, match="fixed input sizes"):
-        layers_of(model, ChannelMap(groups=()))
+    with pytest.raises(RunError, match="None of the 1 executed nodes"):
+        attribute(times, owners_of(template, layers), layers, {})

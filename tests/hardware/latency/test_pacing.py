@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from hardware.latency.layers import layers_of
 from hardware.latency.pacing import profile_paces
 from hardware.latency.predict import predict_plan_ms
 from hardware.latency.table import LatencyTable
+from hardware.latency.template_layers import layers_of
 from tests.hardware import templates
 from tests.hardware.latency.test_contexts import adding
 from tests.hardware.latency.test_table import KEY

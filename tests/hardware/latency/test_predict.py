@@ -7,9 +7,9 @@ import pytest
 from hardware.errors import MissingLatencyError
 from hardware.latency.calibrating import calibrate
 from hardware.latency.design import design
-from hardware.latency.layers import layers_of
 from hardware.latency.predict import OUTSIDE, costs, predict_ms
 from hardware.latency.table import LatencyTable, Variant
+from hardware.latency.template_layers import layers_of
 from hardware.timing import Latency
 from tests.hardware import templates
 from tests.hardware.latency.test_fitting import conv

@@ -1,6 +1,6 @@
-from hardware.latency.layers import layers_of
 from hardware.latency.refining import widths_at_stairs
 from hardware.latency.table import LatencyTable
+from hardware.latency.template_layers import layers_of
 from tests.hardware import templates
 from tests.hardware.latency.test_predict import add_variant
 from tests.hardware.latency.test_table import KEY

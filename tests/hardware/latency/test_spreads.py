@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hardware.latency.keys import LayerKey
+from hardware.latency.layers import LayerKey
 from hardware.latency.samples import samples_of
 from hardware.latency.spreads import USUAL_ENGINE, USUAL_ENTRY, spread_of
 from hardware.latency.table import LatencyTable

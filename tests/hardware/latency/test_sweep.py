@@ -7,10 +7,8 @@ import psutil
 import pytest
 
 from hardware.disturbance import Counters
-from hardware.errors import BuildError, RunError, RuntimeMissingError
+from hardware.errors import BuildError, RuntimeMissingError
 from hardware.graph.carve import carve, keep_first
-from hardware.latency.attributing import attribute, owners_of
-from hardware.latency.layers import layers_of
 from hardware.latency.predict import costs, predict_ms
 from hardware.latency.references import narrow_widths
 from hardware.latency.sweep import (
@@ -22,8 +20,9 @@ from hardware.latency.sweep import (
     sweep,
 )
 from hardware.latency.table import LatencyTable, key_of, load_table
+from hardware.latency.template_layers import layers_of
 from hardware.runtimes import RUNTIMES, get_runtime
-from hardware.runtimes.base import EngineSettings, NodeTime
+from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime, Staircase
 from hardware.timing import Protocol
 from tests.hardware import templates
@@ -322,49 +321,6 @@ def test_a_measured_plan_enters_the_table():
     narrow_ms = true_ms(runtime, template, channels, narrow_widths(channels))
     assert variant.narrow_ms == pytest.approx(narrow_ms)
     assert narrow_ms < 0.5 * variant.anchor_ms
-
-
-def test_time_is_attributed_to_convolutions_before_their_tails_and_reorders_to_what_follows():
-    template, _, layers, _ = subject(lambda: templates.residual(blocks=1))
-    times = [
-        NodeTime(name="stem", operator="Conv", nodes=("stem", "stem_relu"), time_us=1.0),
-        NodeTime(name="reorder", operator="Reorder", nodes=(), time_us=2.0),
-        NodeTime(name="fused", operator="Conv", nodes=("block0.a_relu", "block0.a"), time_us=4.0),
-        NodeTime(name="b", operator="Conv", nodes=("block0.b",), time_us=8.0),
-        NodeTime(name="add", operator="Add", nodes=("block0.add", "block0.relu"), time_us=16.0),
-        NodeTime(name="down", operator="Conv", nodes=("down_out",), time_us=32.0),
-        NodeTime(name="back", operator="Reorder", nodes=(), time_us=64.0),
-    ]
-
-    found = attribute(times, owners_of(template, layers), layers, {})
-
-    by_layer = dict(zip((layer.name for layer in layers), (us for _, us in found), strict=True))
-    assert by_layer["stem"] == 1.0
-    assert by_layer["block0.a"] == 6.0
-    assert by_layer["block0.b"] == 24.0
-    assert by_layer["down"] == 96.0
-    assert by_layer["pool"] == 0.0
-
-
-def test_what_runs_of_an_emptied_branch_is_kept_apart():
-    template, _, layers, _ = subject(lambda: templates.residual(blocks=1))
-    times = [
-        NodeTime(name="stem", operator="Conv", nodes=("stem",), time_us=1.0),
-        NodeTime(name="relu", operator="Relu", nodes=("block0.relu",), time_us=2.0),
-    ]
-
-    found = attribute(times, owners_of(template, layers), layers, {"inner0": 0})
-
-    spent = {key.operator: us for key, us in found if us}
-    assert spent == {"Conv": 1.0, "Relu": 2.0}
-
-
-def test_a_runtime_that_renames_everything_is_an_error():
-    template, _, layers, _ = subject()
-    times = [NodeTime(name="x1", operator="?", nodes=(), time_us=1.0)]
-
-    with pytest.raises(RunError, match="None of the 1 executed nodes"):
-        attribute(times, owners_of(template, layers), layers, {})
 
 
 def test_the_digest_tells_structure_and_not_weights():
