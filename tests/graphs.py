@@ -10,13 +10,9 @@ import onnx
 import onnxruntime
 
 from hardware.graph.channel_map import ChannelMap
-from pipeline.channels.silencing import random_keep
-from pipeline.channels.silencing import silence as masked
 from pipeline.networks.export import export_graph
 from pipeline.records import Network
 from tests import nets
-
-__all__ = ["difference", "exported", "masked", "random_keep", "run", "widths"]
 
 Array = npt.NDArray[Any]
 

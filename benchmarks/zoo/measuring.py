@@ -15,10 +15,9 @@ from benchmarks.zoo.records import WRONG, Entry
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import ChannelMap
 from hardware.graph.model import shapes
-from pipeline.channels.checking import check_carved
+from pipeline.channels.checks import check_carved, random_keep
 from pipeline.channels.counts import frozen_rows
 from pipeline.channels.find import find_groups
-from pipeline.channels.silencing import random_keep
 from pipeline.errors import ProofError
 from pipeline.networks.export import export_graph
 from pipeline.records import Network

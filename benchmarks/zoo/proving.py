@@ -19,8 +19,8 @@ from hardware.graph.carve import carve
 from hardware.graph.channel_map import ChannelMap, Keep
 from hardware.graph.fold_norms import fold_norms
 from hardware.graph.model import shapes
+from pipeline.channels.checks import mask_graph, random_keep
 from pipeline.channels.find import find_groups
-from pipeline.channels.silencing import random_keep, silence
 from pipeline.errors import NetworkError, ProofError
 from pipeline.networks.graphform.module import GraphForm
 from pipeline.networks.graphform.names import find_roles
@@ -128,9 +128,9 @@ def _proof_error(
         given = spread(
             dict(zip(weights.values(), computed, strict=True)), shapes(graph), plain_channels, exact
         )
-        masked = _run(silence(plain, plain_channels, exact), image, given)
+        masked = _run(mask_graph(plain, plain_channels, exact), image, given)
     else:
-        removed, masked = _run(carved, image), _run(silence(graph, channels, exact), image)
+        removed, masked = _run(carved, image), _run(mask_graph(graph, channels, exact), image)
     if all(torch.equal(a, b) for a, b in zip(full, masked, strict=True)):
         raise ProofError("The proof says nothing: masking half of all channels changes nothing.")
     return difference(removed, masked), len(exact)
@@ -151,7 +151,7 @@ def _in_float32(
     _refuse_other_shapes(pruned, full)
     error, exact = None, _exact(channels, keep)
     if exact:
-        masked = _deliver(silence(graph, channels, exact), image, optimized=False)
+        masked = _deliver(mask_graph(graph, channels, exact), image, optimized=False)
         error = difference(_deliver(carve(graph, channels, exact), image, optimized=False), masked)
     return Evidence(
         proof_error=error,

@@ -3,7 +3,7 @@
 What is left of a value must be rectangular. A channel axis that is split in two, `(groups, rest)`,
 can lose the same positions of every group, or whole groups; a grouped convolution likewise. Which
 way is better often shows only once the whole graph is known, so such ties wait, and then each is
-made the way that leaves the most units.
+made the way that leaves most to remove.
 """
 
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ def _ids(choice: Choice) -> Ids:
 
 
 def _score(option: Option, involved: Ids, roots: Ids) -> float:
-    """Return how many units stay removable; a way that mixes channels counts a quarter."""
+    """Return how much stays removable; a way that mixes channels counts a quarter."""
     pairs = []
     for one, other in option.unions:
         a, b = np.broadcast_arrays(roots[one], roots[other])

@@ -1,4 +1,9 @@
-"""ONNX graph to pruning groups."""
+"""From an ONNX graph to its pruning groups.
+
+`find_groups` is the whole way: run the graph on labels with one rule per operator, make the ties
+that were left open, and gather the labels that go together into groups. A *unit* below is what
+goes together at least: one channel of a group, in all layers that it runs through.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -39,7 +44,7 @@ def find_groups(graph: onnx.ModelProto) -> ChannelMap:
 
 
 def run_on_labels(graph: onnx.ModelProto, grouped: frozenset[str] = frozenset()) -> Trace:
-    """Return what a run of the graph on labels found out.
+    """Run every node of the graph on labels by its operator's rule; return the trace of that run.
 
     Args:
         graph: settled.
@@ -77,7 +82,7 @@ def _all_shapes(graph: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def _apply_rule(trace: Trace, node: NodeProto) -> None:
-    """Run one node on labels; its outputs are known afterwards."""
+    """Run one node on labels, or freeze what it touches where it has no rule."""
     inputs = [_read(trace, name) for name in node.input]
     complete = all(name in trace.shapes for name in node.output if name) and all(
         value is not None for value, name in zip(inputs, node.input, strict=True) if name
@@ -111,7 +116,7 @@ def _read(trace: Trace, name: str) -> Value | None:
 
 
 class _Assembly:
-    """From united ids to groups, resizes and reasons."""
+    """The labels after all ties, as they become groups, resizes and reasons."""
 
     def __init__(self, trace: Trace, graph: onnx.ModelProto) -> None:
         self.trace = trace
@@ -127,7 +132,7 @@ class _Assembly:
         self.groups: tuple[Group, ...] = ()
 
     def channel_map(self) -> ChannelMap:
-        """Return everything that was found."""
+        """Return the groups, the branches, the sizes that follow them, and what is frozen."""
         members = self._members()
         self.groups = self._make_groups(members)
         return ChannelMap(
@@ -154,6 +159,7 @@ class _Assembly:
         return [units for units in found.values() if len(units) > 1]
 
     def _make_groups(self, members: list[list[int]]) -> tuple[Group, ...]:
+        """Return the groups with their slices; every root's group and unit are known afterwards."""
         for number, units in enumerate(members):
             self.group_of[units] = number
             self.unit_of[units] = np.arange(len(units))
@@ -196,6 +202,7 @@ class _Assembly:
         return names
 
     def _mixed(self, units: list[int]) -> str | None:
+        """Return the operators that mix these units, None where there are none."""
         operators = {self.mixers[root] for root in units if root in self.mixers}
         return ", ".join(sorted(operators)) or None
 
@@ -245,6 +252,7 @@ class _Assembly:
         return tuple(found)
 
     def _reason(self, identity: int, root: int, reasons: Mapping[int, str]) -> str:
+        """Return why one position of an axis belongs to no group."""
         if root:
-            return "all of its channels are tied into one unit"
+            return "all of its channels are tied together"
         return reasons.get(identity, "tied to channels that are frozen")

@@ -45,9 +45,9 @@ def along(ids: Ids, rank: int, axis: int) -> Ids:
     return ids.reshape([-1 if place == axis else 1 for place in range(rank)])
 
 
-def full(labels: Ids, shape: Shape) -> Ids:
-    """Return the labels of every element of a value of that shape, without a copy."""
-    return np.broadcast_to(labels, shape)
+def labels_along(labels: Ids, axis: int) -> Ids:
+    """Return labels with their axis `axis` first, the others flattened behind it."""
+    return np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
 
 
 def reshaped(labels: Ids, old: Shape, new: Shape) -> Ids:

@@ -5,12 +5,11 @@ from onnx import NodeProto
 
 from hardware.graph.model import attributes
 from pipeline.channels.choices import Option, tie
-from pipeline.channels.labels import Value, along, axes_of
-from pipeline.channels.rules_movement import Inputs, labels_along, output_shapes, present, source
-from pipeline.channels.trace import Sized, Trace, where
+from pipeline.channels.labels import Value, along, axes_of, labels_along
+from pipeline.channels.trace import Inputs, Sized, Trace, output_shapes, present, source, where
 from pipeline.channels.unions import Ids
 
-SUMS = ("Add", "Sub", "Sum")  # of which no operand may be left out when a weight is silenced
+SUMS = ("Add", "Sub", "Sum")  # of which no operand may be left out when a weight is masked
 
 
 def elementwise(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:

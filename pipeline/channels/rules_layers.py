@@ -6,8 +6,7 @@ from onnx import NodeProto
 from hardware.graph.model import attributes
 from pipeline.channels.choices import Option
 from pipeline.channels.labels import Value, along, axes_of, squash
-from pipeline.channels.rules_movement import Inputs, output_shapes, present, source
-from pipeline.channels.trace import Sized, Trace, where
+from pipeline.channels.trace import Inputs, Sized, Trace, output_shapes, present, source, where
 from pipeline.channels.unions import Ids
 
 
@@ -139,7 +138,7 @@ def _is_grouped(trace: Trace, makes: Ids) -> bool:
 def _grouped(
     trace: Trace, node: NodeProto, reads: Ids | None, makes: Ids, takes: Ids | None, groups: int
 ) -> None:
-    """Tie the same position of all groups, or let whole groups go: whichever leaves more units."""
+    """Tie the same position of all groups, or let whole groups go: what leaves more to remove."""
     rows_out = makes.reshape(groups, -1)
     if takes is None:  # carved to one input channel per group: no axis is left to tie
         takes = trace.unions.fresh(1)
@@ -184,7 +183,7 @@ def matmul(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     _mark(trace, one, -1, -2)
     _mark(trace, other, -2, -1)
     fields = trace.join([rows, columns], grid, f"meets a fixed size at {where(node)}")
-    if not (left.is_constant or right.is_constant):  # no weight reads them: nothing to silence
+    if not (left.is_constant or right.is_constant):  # no weight reads them: nothing to mask
         for labels in fields:
             if labels.shape[len(grid) - 2] > 1:
                 trace.unions.mix(labels, (len(grid) - 2,), node.op_type)

@@ -6,28 +6,17 @@ import numpy as np
 from onnx import NodeProto
 
 from hardware.graph.model import attributes
-from pipeline.channels.labels import Shape, Value, along, axes_of, reshaped, squash
-from pipeline.channels.trace import Trace, where
+from pipeline.channels.labels import (
+    Shape,
+    Value,
+    along,
+    axes_of,
+    labels_along,
+    reshaped,
+    squash,
+)
+from pipeline.channels.trace import Inputs, Trace, output_shapes, present, source, where
 from pipeline.channels.unions import Ids
-
-Inputs = Sequence[Value | None]
-
-
-def output_shapes(trace: Trace, node: NodeProto) -> list[Shape]:
-    """Return the shapes of a node's outputs; an output left out has shape ()."""
-    return [trace.shapes[name] if name else () for name in node.output]
-
-
-def present(inputs: Inputs) -> list[Value]:
-    """Return the inputs that are there."""
-    return [value for value in inputs if value is not None]
-
-
-def source(inputs: Inputs) -> Value:
-    """Return the first input, which every rule's operator has."""
-    value = inputs[0]
-    assert value is not None
-    return value
 
 
 def moved(
@@ -63,11 +52,6 @@ def reshape(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     return [result]
 
 
-def labels_along(labels: Ids, axis: int) -> Ids:
-    """Return labels with their axis `axis` first, the others flattened behind it."""
-    return np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
-
-
 def transpose(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     """Permute the axes."""
     value = source(inputs)
@@ -78,7 +62,7 @@ def transpose(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
 
 
 def split(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
-    """Cut one axis into pieces."""
+    """Cut one axis into several values."""
     value = source(inputs)
     axis = attributes(node).get("axis", 0) % len(value.shape)
     results, start = [], 0
@@ -99,7 +83,7 @@ def split(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
 
 
 def _cut(trace: Trace, node: NodeProto, value: Value, fields: Sequence[Ids], shape: Shape) -> Value:
-    """Return a piece of a value; labels of a piece of size 1 have nothing to vary along: frozen."""
+    """Return a part of a value; labels of a part of size 1 have nothing to vary along: frozen."""
     reason = f"a single channel is cut out at {where(node)}"
     return Value(
         shape=shape,
@@ -130,7 +114,7 @@ def slice_(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
         bounds = slice(int(starts.reshape(-1)[index]), int(ends.reshape(-1)[index]), steps[index])
         start, stop, step = bounds.indices(extent)
         if step != 1 and (start, stop, step) != (0, extent, 1):
-            fields = _strided(trace, node, fields, axis, (start, stop, step))
+            fields = trace.fix(fields, axis, f"every n-th channel is taken at {where(node)}")
             continue
         for place, labels in enumerate(fields):
             if labels.shape[axis] == 1:
@@ -143,14 +127,6 @@ def slice_(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
                 trace.count(node, 2, index, flat)
             fields[place] = squash(labels[_slices(labels, axis, slice(start, stop))])
     return [_cut(trace, node, value, fields, shape)]
-
-
-def _strided(
-    trace: Trace, node: NodeProto, fields: Sequence[Ids], axis: int, bounds: tuple[int, int, int]
-) -> list[Ids]:
-    """Take every n-th position: nothing along that axis may go."""
-    del bounds
-    return trace.fix(fields, axis, f"every n-th channel is taken at {where(node)}")
 
 
 def gather(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
@@ -209,12 +185,7 @@ def concat(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     parts = []
     for value, mine in zip(values, beside, strict=True):
         extent = value.shape[axis]
-        if mine:
-            parts.append(mine[0].reshape(-1))
-        elif extent == 1 or value.is_constant:
-            parts.append(np.zeros(extent, dtype=np.int64))
-        else:
-            parts.append(np.zeros(extent, dtype=np.int64))
+        parts.append(mine[0].reshape(-1) if mine else np.zeros(extent, dtype=np.int64))
     vector = np.concatenate(parts)
     if vector.any() and vector.size > 1:
         fields.append(along(vector, len(shape), axis))
@@ -300,7 +271,7 @@ def _padded(trace: Trace, labels: Ids, axis: int, begin: int, end: int) -> Ids:
 
 
 def depth_to_space(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
-    """Turn channels into pixels: the channels that make one output channel are one unit."""
+    """Turn channels into pixels: the channels that make one output channel go together."""
     value, shape = source(inputs), output_shapes(trace, node)[0]
     options = attributes(node)
     block = options["blocksize"] ** 2
@@ -314,7 +285,7 @@ def depth_to_space(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]
 
 
 def space_to_depth(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
-    """Turn pixels into channels: a channel's pixels stay one unit."""
+    """Turn pixels into channels: the channels that one channel's pixels become go together."""
     value, shape = source(inputs), output_shapes(trace, node)[0]
     vector = trace.channels(value.fields, 1, f"pixels become channels at {where(node)}")
     if vector is None:

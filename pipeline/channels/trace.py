@@ -14,6 +14,8 @@ from pipeline.channels.choices import Choice, rectangle, tie
 from pipeline.channels.labels import Shape, Value, along, axes_of, squash
 from pipeline.channels.unions import Ids, Unions
 
+Inputs = Sequence[Value | None]  # of a node; None where it is left out, or its shape is unknown
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sized:
@@ -185,3 +187,20 @@ class Trace:
 def where(node: NodeProto) -> str:
     """Return how messages name a node."""
     return f"{node.op_type} {node.name}"
+
+
+def output_shapes(trace: Trace, node: NodeProto) -> list[Shape]:
+    """Return the shapes of a node's outputs; an output left out has shape ()."""
+    return [trace.shapes[name] if name else () for name in node.output]
+
+
+def present(inputs: Inputs) -> list[Value]:
+    """Return the inputs that are there."""
+    return [value for value in inputs if value is not None]
+
+
+def source(inputs: Inputs) -> Value:
+    """Return the first input, which every rule's operator has."""
+    value = inputs[0]
+    assert value is not None
+    return value

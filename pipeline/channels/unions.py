@@ -1,4 +1,4 @@
-"""Integer ids of channels, and which of them are one."""
+"""Integer ids of channels, and which of them go together: a union-find over arrays."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field

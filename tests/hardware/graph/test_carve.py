@@ -9,9 +9,10 @@ from hardware.errors import CarveError, ModelError
 from hardware.graph.carve import carve, keep_first, load_model
 from hardware.graph.channel_map import ChannelMap
 from hardware.graph.fold_norms import fold_norms
+from pipeline.channels.checks import random_keep
 from pipeline.channels.find import find_groups
 from tests import nets
-from tests.graphs import difference, exported, random_keep, run
+from tests.graphs import difference, exported, run
 
 NAMES = ["inverted", "residual", "shuffle", "flattened", "many_groups", "padded_shortcut"]
 

@@ -5,11 +5,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import ChannelMap
-from pipeline.channels.checking import check_carved
+from pipeline.channels.checks import check_carved, mask_graph, random_keep
 from pipeline.channels.find import find_groups
 from pipeline.errors import ProofError
 from tests import nets
-from tests.graphs import difference, exported, masked, random_keep, run, widths
+from tests.graphs import difference, exported, run, widths
 
 MIXING = {"layer_normed", "standardised"}  # removing is not masking there, by nature
 
@@ -41,7 +41,7 @@ def test_the_branches_are_those_written_beside_the_network(maps, name) -> None:
 def test_removed_is_masked(graphs, maps, name, seed) -> None:
     keep = random_keep(maps[name], seed)
     whole = run(graphs[name])
-    silenced = run(masked(graphs[name], maps[name], keep))
+    silenced = run(mask_graph(graphs[name], maps[name], keep))
 
     removed = run(carve(graphs[name], maps[name], keep))
 
@@ -62,7 +62,7 @@ def test_channels_that_are_out_of_step_are_noticed(graphs, maps) -> None:
     split = next(node for node in carved.graph.node if node.op_type == "Split")
     split.output[:] = reversed(split.output)
 
-    with pytest.raises(ProofError, match="meets unit"):
+    with pytest.raises(ProofError, match="meets channel"):
         check_carved(maps["split"], keep, carved)
 
 

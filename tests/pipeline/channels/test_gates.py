@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import ChannelMap
-from pipeline.channels.checking import check_carved
+from pipeline.channels.checks import check_carved
 from pipeline.channels.find import find_groups
 from pipeline.networks.export import export_graph
 from pipeline.records import Network

@@ -17,9 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from hardware.graph.carve import carve
-from pipeline.channels.checking import check_carved
+from pipeline.channels.checks import check_carved, mask_graph, random_keep
 from pipeline.channels.find import find_groups
-from pipeline.channels.silencing import random_keep, silence
 from tests.drawn import BLOCKS, SIZE, Drawn, build, drawn_networks
 
 LAWS = settings(
@@ -46,7 +45,7 @@ def assert_removed_is_masked(drawn: Drawn) -> None:
 
     removed = computed(carve(drawn.model, channels, exact))
 
-    masked = computed(silence(drawn.model, channels, exact))
+    masked = computed(mask_graph(drawn.model, channels, exact))
     assert np.abs(removed - masked).max() <= 1e-9 * np.abs(masked).max()
 
 

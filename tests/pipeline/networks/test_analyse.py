@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from benchmarks.networks import cifar_resnet
-from pipeline.channels.silencing import random_keep
+from pipeline.channels.checks import random_keep
 from pipeline.errors import NetworkError, RecipeError
 from pipeline.networks.analyse import TOLERATED_LOSS, analyse
 from pipeline.networks.export import export_graph

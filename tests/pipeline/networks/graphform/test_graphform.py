@@ -9,8 +9,8 @@ from torch import nn
 
 from benchmarks.networks import digits_resnet
 from hardware.errors import StorageError
+from pipeline.channels.checks import random_keep
 from pipeline.channels.find import find_groups
-from pipeline.channels.silencing import random_keep
 from pipeline.errors import NetworkError
 from pipeline.networks.export import export_graph
 from pipeline.networks.graphform.build import graph_form
