@@ -31,7 +31,7 @@ class Network:
 class Responses:
     """What one layer reads of a group on calibration images, in summary; float32 on the CPU.
 
-    Where a unit owns several positions (a flatten, a convolution group), it responds with their
+    Where a channel owns several positions (a flatten, a convolution group), it responds with their
     mean; in `contributions` with their sum.
     """
 
@@ -39,9 +39,9 @@ class Responses:
     active: Tensor  # (width,) share of values above 0, 0..1
     magnitude: Tensor  # (width,) mean absolute value
     pooled: Tensor  # (images, width) mean of every image
-    map_ranks: Tensor  # (width,) mean rank of the unit's maps, over the first images
+    map_ranks: Tensor  # (width,) mean rank of the channel's maps, over the first images
     covariance: Tensor  # (width, width) over `rows` responses at random places
-    contributions: Tensor  # (width, width) mean products of what units add to random outputs
+    contributions: Tensor  # (width, width) mean products of what channels add to outputs
     rows: int
 
 
@@ -49,23 +49,23 @@ class Responses:
 class GroupView:
     """A pruning group as a criterion or a redundancy measure sees it; all tensors float32, CPU.
 
-    One tensor per coupled layer. `width` units; where a unit owns several positions, a tensor's
-    first axis is the unit and the positions are laid out behind it.
+    One tensor per coupled layer. Its first axis is the channel of the group; where a channel owns
+    several positions, they are laid out behind it.
     """
 
     name: str
     width: int
     filters: tuple[Tensor, ...]  # (width, in * kh * kw) of every layer that produces the group
-    consumers: tuple[Tensor, ...]  # (width, everything that reads the unit) of the next layers
+    consumers: tuple[Tensor, ...]  # (width, everything that reads it) of the next layers
     norm_scales: tuple[Tensor, ...]  # (width,) batch-norm weights
     norm_shifts: tuple[Tensor, ...]  # (width,) batch-norm biases
     filter_gradients: tuple[Tensor, ...] = ()  # (batches, width, in * kh * kw), where asked for
     norm_scale_gradients: tuple[Tensor, ...] = ()  # (batches, width)
     norm_shift_gradients: tuple[Tensor, ...] = ()  # (batches, width)
     gate_gradients: tuple[Tensor, ...] = ()  # (batches, width) of a factor on what a reader reads
-    biases: tuple[Tensor, ...] = ()  # (width,) of the layers that produce it, mean per unit
+    biases: tuple[Tensor, ...] = ()  # (width,) of the layers that produce it, mean per channel
     responses: tuple[Responses, ...] = ()  # one per layer that reads the group, where asked for
-    patterns: Tensor | None = None  # (width, values of an image) what units look for, likewise
+    patterns: Tensor | None = None  # (width, values of an image) what filters look for
 
 
 class Floor(Record):
@@ -111,7 +111,7 @@ class Plan(Record):
     solver_s: float
     measured: bool  # every latency the plan rests on was measured, none interpolated
     choices: tuple[Choice, ...]
-    keep: Mapping[str, tuple[int, ...]]  # per group the units that stay
+    keep: Mapping[str, tuple[int, ...]]  # per group the channels that stay
 
     @property
     def widths(self) -> dict[str, int]:

@@ -13,8 +13,8 @@ from pipeline.criteria import CRITERIA
 from pipeline.criteria.chance import random
 from pipeline.errors import PlanError
 from pipeline.evidence.needs import GRADIENTS, RESPONSES
-from pipeline.evidence.ranking import most_salient
 from pipeline.evidence.recalibrate import recalibrate
+from pipeline.evidence.sensitivity import most_salient
 from pipeline.evidence.views import group_views
 from pipeline.planning.fit import FittedPlan, Stages
 from pipeline.recipe import Recipe

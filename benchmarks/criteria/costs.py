@@ -18,8 +18,8 @@ from pipeline.planning.fit import Progress
 from pipeline.recipe import ModelSection
 from pipeline.records import GroupView
 from pipeline.redundancy import MEASURES
-from pipeline.redundancy.removal_loop import removals
-from pipeline.redundancy.whole import network_redundancy
+from pipeline.redundancy.graph import removals
+from pipeline.redundancy.network import network_redundancy
 
 
 def measure_costs(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pipeline.criteria.combining import combine, filters_of
-from pipeline.evidence.needs import responses_of
+from pipeline.criteria.combining import combine
+from pipeline.evidence.needs import filters_of, responses_of
 from pipeline.records import GroupView
 
 BINS = 16  # of the histograms behind the entropy
@@ -59,7 +59,7 @@ def entropy(group: GroupView, bins: int = BINS) -> Tensor:
     """Score each channel by the entropy of its mean response over the calibration images.
 
     The means of a channel, one per image, are sorted into `bins` equal intervals between their
-    least and their largest. A channel that answers all images alike tells nothing: entropy 0.
+    least and their largest. A channel that responds alike to all images has entropy 0.
 
     Args:
         group: coupled layers, with responses.
@@ -104,7 +104,7 @@ def map_rank(group: GroupView) -> Tensor:
 
     Returns:
         Saliency `(width,)`, >= 0, mean 1, higher = keep: readers combined by `combine`. A reader
-        behind global pooling sees maps of one pixel and tells only silent channels apart.
+        behind global pooling sees maps of one pixel, whose rank is 1 unless they are 0.
 
     Raises:
         PipelineError: the view has no responses.

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.criteria.combining import combine, filters_of
+from pipeline.criteria.combining import combine
+from pipeline.evidence.needs import filters_of
 from pipeline.records import GroupView
 
 
@@ -63,9 +64,9 @@ def norm_scale_alone(group: GroupView) -> Tensor:
 def activation_probability(group: GroupView) -> Tensor:
     """Score each channel by how likely a ReLU behind its batch norm lets it through.
 
-    Behind a batch norm a channel is about N(beta, gamma^2), so a ReLU silences it with probability
-    Phi(-beta / |gamma|); the score is one minus that. A channel that is silenced almost always
-    adds almost nothing.
+    Behind a batch norm a channel is about N(beta, gamma^2), so a ReLU gives 0 with probability
+    Phi(-beta / |gamma|); the score is one minus that. A channel that is 0 almost always adds
+    almost nothing.
 
     Args:
         group: coupled layers. Where no batch norm scales the group, the sum of the channel's

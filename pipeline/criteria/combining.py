@@ -5,14 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.errors import PipelineError
-from pipeline.records import GroupView
-
 
 def combine(scores: Sequence[Tensor]) -> Tensor:
     """Return the mean over coupled layers of each layer's scores divided by their mean.
 
-    Dividing first lets every layer speak with one voice, whatever its fan-in and the size of its
+    Dividing first gives every layer the same weight, whatever its fan-in and the size of its
     weights. The result has mean 1 (0 where every layer scores 0), so the scores of different
     groups are on one scale too: a filter of score 1 is an average filter of its group. That is
     the normalisation per layer that a comparison over the whole network needs.
@@ -29,17 +26,3 @@ def combine(scores: Sequence[Tensor]) -> Tensor:
     """
     normalised = [score / score.mean().clamp_min(torch.finfo(score.dtype).tiny) for score in scores]
     return torch.stack(normalised).mean(dim=0)
-
-
-def filters_of(group: GroupView) -> tuple[Tensor, ...]:
-    """Return the group's filters, one tensor `(width, in * kh * kw)` per layer; never empty.
-
-    Raises:
-        PipelineError: no layer with learned filters produces the group.
-    """
-    if not group.filters:
-        raise PipelineError(
-            f"Group {group.name} has no learned filters, so there is nothing to score. "
-            "Freeze it, or report the network: its channels come from a constant."
-        )
-    return group.filters

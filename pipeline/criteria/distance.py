@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from pipeline.criteria.combining import combine, filters_of
+from pipeline.criteria.combining import combine
+from pipeline.evidence.needs import filters_of
 from pipeline.records import GroupView
 
 WEISZFELD_STEPS = 200

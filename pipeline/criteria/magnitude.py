@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from pipeline.criteria.combining import combine, filters_of
+from pipeline.criteria.combining import combine
+from pipeline.evidence.needs import filters_of
 from pipeline.records import GroupView
 
 

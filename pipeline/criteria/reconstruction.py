@@ -4,22 +4,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.criteria.combining import combine, filters_of
-from pipeline.evidence.needs import responses_of
+from pipeline.criteria.combining import combine
+from pipeline.evidence.needs import filters_of, responses_of
 from pipeline.records import GroupView
 
 
 def thinet(group: GroupView) -> Tensor:
-    """Score each channel by when a greedy choice gives it up that spares the next layers' outputs.
+    """Score each channel by its place in a greedy removal that spares the next layers' outputs.
 
-    At random outputs of the layers that read the group, the terms of the removed channels sum to
-    the error. Channels are removed one by one, each time the one that leaves the least mean
-    squared error; who goes first scores 0, who goes last scores highest. So two channels that
-    cancel go early together, whatever their size.
+    At random outputs of the layers that read the group, the error is the sum of what the removed
+    channels would have added. Channels are removed one by one, each time the one that leaves the
+    least mean squared error; the first to go scores 0, the last one highest. So two channels that
+    cancel each other go early, whatever their size.
 
     Args:
         group: coupled layers, with responses. Where no layer that reads the group can be watched,
-            responses stand in for terms.
+            their responses count as what they add.
 
     Returns:
         Saliency `(width,)`, >= 0, mean 1 (0 for a width of 1), higher = keep: the place in the
@@ -48,7 +48,7 @@ def removal_order(products: Tensor) -> Tensor:
     """Return per channel when it goes, 0 first, if each step adds the least to the error.
 
     Args:
-        products: `(width, width)` mean products of the channels' terms; the error of removing a
+        products: `(width, width)` mean products of what channels add; the error of removing a
             set is the sum of the products within it.
     """
     matrix = products.numpy()

@@ -3,16 +3,16 @@
 import torch
 from torch import Tensor
 
-from pipeline.criteria.combining import combine, filters_of
-from pipeline.evidence.needs import gradients_of
+from pipeline.criteria.combining import combine
+from pipeline.evidence.needs import filters_of, gradients_of
 from pipeline.records import GroupView
 
 
 def first_order(group: GroupView) -> Tensor:
     """Score each channel by the squared first-order change of the loss when its filters are zeroed.
 
-    Coupled layers lose a unit at the same time, so their changes are added with their signs before
-    the square: `score = mean over batches of (sum over layers and weights of g * w) ** 2`.
+    Coupled layers lose a channel together, so their changes are added with their signs before the
+    square: `score = mean over batches of (sum over layers and weights of g * w) ** 2`.
     The gradient is the batch's mean gradient, so the square is taken per batch, not per image.
 
     Args:

@@ -1,8 +1,7 @@
-"""What criteria and redundancy measures may need beyond weights, and the error where it lacks."""
+"""What criteria and redundancy measures may need of a view, and the error where it is missing."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from pipeline.errors import PipelineError
@@ -11,6 +10,20 @@ from pipeline.records import GroupView, Responses
 GRADIENTS = "gradients"
 RESPONSES = "responses"
 PATTERNS = "patterns"
+
+
+def filters_of(group: GroupView) -> tuple[Tensor, ...]:
+    """Return the group's filters, one tensor `(width, in * kh * kw)` per layer; never empty.
+
+    Raises:
+        PipelineError: no layer with learned filters produces the group.
+    """
+    if not group.filters:
+        raise PipelineError(
+            f"Group {group.name} has no learned filters: its channels come from a constant, so "
+            "there is nothing to score and no redundancy to measure. Please report the network."
+        )
+    return group.filters
 
 
 def responses_of(group: GroupView, who: str) -> tuple[Responses, ...]:
@@ -34,7 +47,7 @@ def responses_of(group: GroupView, who: str) -> tuple[Responses, ...]:
 
 
 def patterns_of(group: GroupView, who: str) -> Tensor:
-    """Return what the units of a group look for, `(width, values of an image)`.
+    """Return what the filters of a group look for, `(width, values of an image)`.
 
     Raises:
         PipelineError: the view was made without patterns, or nothing that makes the group can be
@@ -64,17 +77,3 @@ def gradients_of(
             "need weights only, as l2 and graph."
         )
     return tuple(gradients)
-
-
-def correlations(responses: Responses) -> Tensor:
-    """Return `(width, width)` correlations of responses; 0 with a unit that never changes."""
-    variance = responses.covariance.diagonal()
-    lively = is_lively(responses)
-    scale = torch.where(lively, variance, 1.0).rsqrt() * lively
-    return (responses.covariance * scale[:, None] * scale).clamp(-1, 1)
-
-
-def is_lively(responses: Responses) -> Tensor:
-    """Tell per unit whether its responses differ from place to place, beyond rounding."""
-    scale = responses.magnitude.square()
-    return responses.covariance.diagonal() > 1e-10 * scale.clamp_min(1e-20)

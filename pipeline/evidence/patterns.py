@@ -22,16 +22,16 @@ class _Reached(Exception):  # noqa: N818 - nothing went wrong
 def collect_patterns(
     module: nn.Module, channels: ChannelMap, input_shape: tuple[int, ...], seed: int = 0
 ) -> dict[str, Tensor]:
-    """Return per prunable group what each unit looks for, `(width, values of an image)`.
+    """Return per prunable group what each filter looks for, `(width, values of an image)`.
 
-    All units begin with the same faint noise and climb `STEPS` steps of equal length towards a
-    larger response at the centre of the unit's map, so that two units that look for the same have
-    the same pattern at the same place. A pattern is what was added to the noise; a unit that no
+    All filters begin with the same faint noise and climb `STEPS` steps of equal length towards a
+    larger response at the centre of their map, so that two filters that look for the same have
+    the same pattern at the same place. A pattern is what was added to the noise; a filter that no
     change of the image moves has a pattern of zeros. Watched is the group's first batch norm, or
     else the first convolution or linear layer that makes it; a group with neither, or whose layer
     is not called as a module, is left out.
 
-    Costs `STEPS` passes forward and back per unit, up to the layer: minutes for networks of small
+    Costs `STEPS` passes forward and back per filter, up to the layer: minutes for networks of small
     images, hours for ImageNet's.
 
     Args:
@@ -66,14 +66,14 @@ def collect_patterns(
 
 
 def _place_of(module: nn.Module, group: Group) -> tuple[nn.Module, Tensor] | None:
-    """Return the layer to watch, and of every unit the first channel that it has there."""
+    """Return the layer to watch, and for every channel of the group the first one there."""
     layers = dict(module.named_modules(remove_duplicate=False))
     for role, kinds in (("norm", (_BatchNorm,)), ("filter", (nn.Conv2d, nn.Linear))):
-        for piece in group.slices:
-            name, _, last = piece.parameter.rpartition(".")
-            if piece.role == role and last == "weight" and isinstance(layers.get(name), kinds):
-                units = torch.tensor(piece.units)
-                owned = [(units == unit).nonzero().flatten() for unit in range(group.width)]
+        for part in group.slices:
+            name, _, last = part.parameter.rpartition(".")
+            if part.role == role and last == "weight" and isinstance(layers.get(name), kinds):
+                owners = torch.tensor(part.units)
+                owned = [(owners == one).nonzero().flatten() for one in range(group.width)]
                 if all(len(places) for places in owned):
                     return layers[name], torch.stack([places[0] for places in owned])
     return None
@@ -91,8 +91,8 @@ def _climb(module: nn.Module, layer: nn.Module, positions: Tensor, start: Tensor
             response = response.select(2, response.shape[2] // 2)
         [slope] = torch.autograd.grad(response[rows, positions].sum(), images)
         lengths = slope.flatten(1).norm(dim=1).reshape(-1, *[1] * (slope.ndim - 1))
-        steps = slope / lengths.clamp_min(torch.finfo(slope.dtype).tiny)
-        images = images + STEP * start.norm() * steps
+        step = slope / lengths.clamp_min(torch.finfo(slope.dtype).tiny)
+        images = images + STEP * start.norm() * step
     return (images - start).detach()
 
 

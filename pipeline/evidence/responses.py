@@ -1,4 +1,8 @@
-"""What the layers that read a pruning group receive on calibration images, in one pass."""
+"""What the layers that read a pruning group receive on calibration images, in one pass.
+
+A group's *responses* are summed up where they are read: `collect_responses` puts a `Watch` on every
+reader, runs the images once, and returns each watch's summary.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +13,6 @@ from torch import Tensor, nn
 
 from hardware.graph.channel_map import ChannelMap, Group, ParameterSlice
 from pipeline.errors import PipelineError
-from pipeline.evidence.contributions import contributions
 from pipeline.records import Responses
 from pipeline.tasks.evaluate import evaluating
 
@@ -79,7 +82,7 @@ class Watch:
     layer: Layer
     reads: bool  # the layer's input is watched, not its output
     places: Tensor  # (positions,) channels of the layer's input or output
-    owners: Tensor  # (positions,) the unit that each belongs to
+    owners: Tensor  # (positions,) the channel of the group that each belongs to
     draw: torch.Generator
     images: int = 0
     values: int = 0  # per channel
@@ -105,14 +108,14 @@ class Watch:
         images, _, size = flat.shape
         self.images += images
         self.values += images * size
-        self.active = self.active + self._by_unit((flat > 0).float().sum(dim=(0, 2)))
-        self.magnitude = self.magnitude + self._by_unit(flat.abs().sum(dim=(0, 2)))
-        self.pooled.append(self._by_unit(flat.mean(dim=2)))
+        self.active = self.active + self._by_channel((flat > 0).float().sum(dim=(0, 2)))
+        self.magnitude = self.magnitude + self._by_channel(flat.abs().sum(dim=(0, 2)))
+        self.pooled.append(self._by_channel(flat.mean(dim=2)))
         self._rank(maps[: RANK_IMAGES - self.rank_images])
         # Of a map of few places, all that it has: the same response twice tells nothing new.
         chosen = torch.randint(0, size, (images, 1, min(PLACES, size)), generator=self.draw)
         rows = flat.gather(2, chosen.to(flat.device).expand(-1, flat.shape[1], -1))
-        rows = self._by_unit(rows.movedim(1, 2).flatten(0, 1))
+        rows = self._by_channel(rows.movedim(1, 2).flatten(0, 1))
         if self.shift is None:
             self.shift = rows.mean(dim=0)
         centred = rows - self.shift
@@ -150,8 +153,8 @@ class Watch:
             value = value.movedim(-1, 1) if value.ndim > 2 else value[:, :, None]
         return value.index_select(1, self.places.to(value.device)).float()
 
-    def _by_unit(self, values: Tensor, total: bool = False) -> Tensor:
-        """Return the mean (or the sum) over the positions of every unit, along the last axis."""
+    def _by_channel(self, values: Tensor, total: bool = False) -> Tensor:
+        """Return the mean (or sum) over the positions of every channel, along the last axis."""
         owners = self.owners.to(values.device)
         found = values.new_zeros(*values.shape[:-1], self.width).index_add_(-1, owners, values)
         return found if total else found / torch.bincount(owners, minlength=self.width).clamp_min(1)
@@ -164,14 +167,14 @@ class Watch:
             maps = maps.flatten(2)[:, :, None]
         tall, wide = (-(-size // RANK_PX) for size in maps.shape[2:])
         ranks = torch.linalg.matrix_rank(maps[:, :, ::tall, ::wide].cpu()).float()
-        self.ranks = self.ranks + self._by_unit(ranks.sum(dim=0))
+        self.ranks = self.ranks + self._by_channel(ranks.sum(dim=0))
         self.rank_images += len(maps)
 
     def _multiply(self, value: Tensor, rows: Tensor) -> None:
-        """Add the products of what units contribute to outputs; a response, where none is read."""
+        """Add the products of what channels contribute to outputs, or of responses at a maker."""
         if self.reads:
             rows = contributions(self.layer, value.float(), PLACES, self.draw)
-            rows = self._by_unit(rows[:, self.places.to(rows.device)], total=True)
+            rows = self._by_channel(rows[:, self.places.to(rows.device)], total=True)
         self.product_rows += len(rows)
         self.products = self.products + rows.T @ rows
 
@@ -180,13 +183,13 @@ def _watches(
     layers: Mapping[str, Layer], group: Group, role: str, draw: torch.Generator
 ) -> Iterator[Watch]:
     """Yield a watch at every layer that reads (`input`) or makes (`filter`) a group."""
-    for piece in group.slices:
-        name, _, attribute = piece.parameter.rpartition(".")
+    for part in group.slices:
+        name, _, attribute = part.parameter.rpartition(".")
         layer = layers.get(name)
-        if piece.role != role or attribute != "weight" or layer is None:
+        if part.role != role or attribute != "weight" or layer is None:
             continue
-        units = _units_of(layer, piece)
-        places = (units >= 0).nonzero().flatten()
+        owners = _owners_of(layer, part)
+        places = (owners >= 0).nonzero().flatten()
         yield Watch(
             group=group.name,
             width=group.width,
@@ -194,22 +197,20 @@ def _watches(
             layer=layer,
             reads=role == "input",
             places=places,
-            owners=units[places],
+            owners=owners[places],
             draw=draw,
         )
 
 
-def _units_of(layer: Layer, piece: ParameterSlice) -> Tensor:
-    """Return the unit of every channel that the layer reads or makes; -1: none of the group's.
+def _owners_of(layer: Layer, part: ParameterSlice) -> Tensor:
+    """Return the group's channel that each channel of a layer belongs to; -1: to none.
 
     A convolution of several groups has one column for the same position of all its groups, a
     transposed one has one row of filters for them.
     """
-    units = torch.tensor(piece.units)
-    if isinstance(layer, nn.Linear):
-        return units
-    repeated = piece.axis == 1
-    return units.repeat(layer.groups) if repeated else units
+    owners = torch.tensor(part.units)
+    repeated = part.axis == 1 and not isinstance(layer, nn.Linear)
+    return owners.repeat(layer.groups) if repeated else owners
 
 
 def _run(
@@ -218,8 +219,8 @@ def _run(
     place = next(module.parameters(), torch.empty(0)).device
     with evaluating(module), torch.no_grad(), _watched(watches):
         for images, _ in batches:
-            for part in torch.split(images, CHUNK):
-                module(part.to(place))
+            for some in torch.split(images, CHUNK):
+                module(some.to(place))
 
 
 @contextmanager
@@ -240,3 +241,81 @@ def _watched(watches: Sequence[Watch]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def contributions(layer: Layer, value: Tensor, places: int, draw: torch.Generator) -> Tensor:
+    """Return what each input channel adds to random outputs of a layer.
+
+    An output value of a layer is a sum over its input channels (plus the bias): these are the
+    summands. Every row is one random output channel at one random place of one image. Of a
+    transposed convolution a row has the summands of one input pixel only, which are all of them
+    where stride and kernel are equal.
+
+    Args:
+        layer: any stride, padding, dilation and number of convolution groups.
+        value: its input `(images, channels, height, width)`; of a linear layer `(images, ..., in)`.
+        places: outputs per image.
+        draw: of the places and channels.
+
+    Returns:
+        `(images * places, channels)`; 0 for channels that the output does not read.
+    """
+    if isinstance(layer, nn.Linear):
+        return _linear(layer, value, places, draw)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return _transposed(layer, value, places, draw)
+    return _convolution(layer, value, places, draw)
+
+
+def _draw(high: int, images: int, places: int, draw: torch.Generator, like: Tensor) -> Tensor:
+    return torch.randint(0, high, (images, places), generator=draw).to(like.device)
+
+
+def _linear(layer: nn.Linear, value: Tensor, places: int, draw: torch.Generator) -> Tensor:
+    flat = value.reshape(len(value), -1, layer.in_features)
+    images = torch.arange(len(flat), device=flat.device)[:, None]
+    where = _draw(flat.shape[1], len(flat), places, draw, flat)
+    outputs = _draw(layer.out_features, len(flat), places, draw, flat)
+    return (flat[images, where] * layer.weight.detach().float()[outputs]).flatten(0, 1)
+
+
+def _convolution(layer: nn.Conv2d, value: Tensor, places: int, draw: torch.Generator) -> Tensor:
+    # The module's own padding, in the order of F.pad: that of "same" included.
+    padded = nn.functional.pad(value, layer._reversed_padding_repeated_twice)
+    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    sizes = [
+        max(1, (size - span) // stride + 1)
+        for size, span, stride in zip(padded.shape[2:], reach, layer.stride, strict=True)
+    ]
+    images = torch.arange(len(value), device=value.device)[:, None, None, None]
+    rows, columns = (
+        _draw(size, len(value), places, draw, value)[..., None] * stride
+        + dilation * torch.arange(kernel, device=value.device)
+        for size, stride, dilation, kernel in zip(
+            sizes, layer.stride, layer.dilation, layer.kernel_size, strict=True
+        )
+    )
+    # (images, places, kernel height, kernel width, channels)
+    patches = padded.movedim(1, 3)[images, rows[..., None], columns[:, :, None]]
+    outputs = _draw(layer.out_channels, len(value), places, draw, value)
+    weight = layer.weight.detach().float()[outputs].permute(0, 1, 3, 4, 2)
+    added = (patches * weight.repeat(1, 1, 1, 1, layer.groups)).sum(dim=(2, 3))
+    return _own(added, outputs // (layer.out_channels // layer.groups), layer.groups)
+
+
+def _transposed(
+    layer: nn.ConvTranspose2d, value: Tensor, places: int, draw: torch.Generator
+) -> Tensor:
+    images = torch.arange(len(value), device=value.device)[:, None]
+    flat = value.flatten(2).movedim(1, 2)
+    where = _draw(flat.shape[1], len(flat), places, draw, flat)
+    weight = layer.weight.detach().float().flatten(1)  # (in, out / groups * taps)
+    taps = _draw(weight.shape[1], len(flat), places, draw, flat)
+    chosen = _draw(layer.groups, len(flat), places, draw, flat)
+    return _own(flat[images, where] * weight.T[taps], chosen, layer.groups)
+
+
+def _own(added: Tensor, chosen: Tensor, groups: int) -> Tensor:
+    """Return the summands as rows, 0 outside the convolution group that was chosen."""
+    of = torch.arange(added.shape[-1], device=added.device) // (added.shape[-1] // groups)
+    return (added * (of == chosen[..., None])).flatten(0, 1)

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,11 +17,10 @@ from hardware.errors import StorageError
 from hardware.graph.channel_map import Branch, ChannelMap, Keep
 from hardware.records import Record, load_record, save_record
 from pipeline.errors import PipelineError
-from pipeline.evidence.ranking import most_salient
 from pipeline.evidence.recalibrate import following, observing
 from pipeline.evidence.replay import Tape, record, replay
 from pipeline.processor import has_bf16
-from pipeline.records import Network
+from pipeline.records import Array, Network
 from pipeline.surgery.mask import masked
 from pipeline.tasks.evaluate import evaluating
 from pipeline.tasks.losses import classification_loss
@@ -51,6 +51,18 @@ class Probe:
     changed: tuple[str, ...]  # parameters that masking changes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measuring:
+    """What every probe is measured with."""
+
+    module: nn.Module
+    channels: ChannelMap
+    batches: Batches
+    cache: Path | None
+    progress: Progress | None
+    bf16: bool
+
+
 def measure_damage(
     network: Network,
     channels: ChannelMap,
@@ -62,7 +74,7 @@ def measure_damage(
 ) -> dict[str, dict[int, float]]:
     """Return how much the mean loss rises with one group at one width, the rest at full width.
 
-    The units of highest saliency stay, the others are masked, and the statistics of the batch
+    The channels of highest saliency stay, the others are masked, and the statistics of the batch
     norms behind them follow, as they will when the pruned network is recalibrated; see `following`.
     A branch is emptied with all its groups at once, and each of them carries an equal part of
     that damage at width 0, so that the parts add up. Runs in bf16 where the processor computes in
@@ -74,7 +86,8 @@ def measure_damage(
         saliency: per group `(width,)`, higher = keep.
         candidates: ascending widths per group.
         batches: images `(batch, channels, height, width)` and labels `(batch,)`.
-        progress: told (runs done, runs in all, what was measured): a run is one probe on one batch.
+        progress: called with runs done, runs in all, and what was measured; a run is one probe on
+            one batch.
         cache: a file that keeps what was measured, and is continued after a kill; measurements of
             another network, other images or another saliency are replaced.
 
@@ -92,12 +105,32 @@ def measure_damage(
     place = next(network.module.parameters(), torch.empty(0)).device
     bf16 = has_bf16(place)
     key = _key(network.module, channels, saliency, batches, bf16)
-    table = _load(cache, key) or LossTable(key=key, sums={})
-    table = _fill(network.module, channels, probes, batches, table, cache, progress, bf16)
+    measuring = Measuring(
+        module=network.module,
+        channels=channels,
+        batches=batches,
+        cache=cache,
+        progress=progress,
+        bf16=bf16,
+    )
+    table = _fill(measuring, probes, _load(cache, key) or LossTable(key=key, sums={}))
     images = sum(len(labels) for _, labels in batches)
     loss = {probe.name: sum(table.sums[probe.name]) / images for probe in probes}
     log.info("loss %.4f; %d probes on %d images", loss[FULL], len(probes) - 1, images)
     return _shared_out(channels, candidates, {name: x - loss[FULL] for name, x in loss.items()})
+
+
+def most_salient(saliency: Tensor | Array, width: int) -> tuple[int, ...]:
+    """Return the `width` channels of highest saliency, ascending; among equals the first ones.
+
+    Damage is measured with this choice, and a plan keeps the same one.
+
+    Args:
+        saliency: of every channel of a group, higher = keep.
+        width: how many stay.
+    """
+    order = np.argsort(-np.asarray(saliency, dtype=np.float64), kind="stable")
+    return tuple(sorted(int(channel) for channel in order[:width]))
 
 
 def _probes(
@@ -166,16 +199,7 @@ def _shared_out(
     return found
 
 
-def _fill(
-    module: nn.Module,
-    channels: ChannelMap,
-    probes: Sequence[Probe],
-    batches: Batches,
-    table: LossTable,
-    cache: Path | None,
-    progress: Progress | None,
-    bf16: bool,
-) -> LossTable:
+def _fill(measuring: Measuring, probes: Sequence[Probe], table: LossTable) -> LossTable:
     """Return the table with every probe measured on every batch; saved every few seconds."""
     sums = {name: list(line) for name, line in table.sums.items()}
     for probe in probes:
@@ -185,19 +209,20 @@ def _fill(
     def current() -> LossTable:
         return LossTable(key=table.key, sums={name: tuple(line) for name, line in sums.items()})
 
-    trial = copy.deepcopy(module).to(memory_format=torch.channels_last)
+    cache, progress = measuring.cache, measuring.progress
+    trial = copy.deepcopy(measuring.module).to(memory_format=torch.channels_last)
     with evaluating(trial), torch.no_grad():
-        for number, (images, labels) in enumerate(batches):
+        for number, (images, labels) in enumerate(measuring.batches):
             todo = [probe for probe in probes if len(sums[probe.name]) <= number]
             if not todo:
                 continue
-            run = _BatchRun(trial, images, labels, bf16)
+            run = _BatchRun(trial, images, labels, measuring.bf16)
             for probe in todo:
-                with masked(trial, channels, probe.keep):
+                with masked(trial, measuring.channels, probe.keep):
                     sums[probe.name].append(run.loss(probe))
                 if progress is not None:
                     done = sum(len(sums[one.name]) for one in probes)
-                    progress(done, len(probes) * len(batches), probe.name)
+                    progress(done, len(probes) * len(measuring.batches), probe.name)
                 if cache is not None and time.monotonic() - saved > SAVE_EVERY_S:
                     save_record(current(), cache)
                     saved = time.monotonic()

@@ -1,4 +1,4 @@
-"""Pruning groups as criteria and redundancy measures see them: weights, unit by unit."""
+"""Pruning groups as criteria and redundancy measures see them: weights, channel by channel."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,10 +27,10 @@ def group_views(
 ) -> tuple[GroupView, ...]:
     """Return a view of every prunable group: its filters, its readers, its batch norms.
 
-    Depthwise filters count among `filters`: a unit runs through them, so they go with it. Where a
-    unit owns several positions of an axis, filters and consumers lay them out behind the unit
-    (padded with zeros where units own unequally many), and a batch norm becomes one tensor per
-    position.
+    Depthwise filters count among `filters`: a channel runs through them, so they go with it. Where
+    a channel of the group owns several positions of an axis, filters and consumers lay them out
+    behind the channel (padded with zeros where channels own unequally many), and a batch norm
+    becomes one tensor per position.
 
     Args:
         network: the trained network; neither its mode nor its gradients change.
@@ -40,7 +40,7 @@ def group_views(
         needs: what to collect on the images. `gradients`: of the mean cross entropy of every
             batch, taken in eval mode; memory: one copy of the viewed parameters per batch.
             `responses`: what the layers that read a group receive; see `collect_responses`.
-            `patterns`: what units look for, without images; see `collect_patterns`.
+            `patterns`: what filters look for, without images; see `collect_patterns`.
 
     Returns:
         One view per prunable group, in the order of the channel map; float32 on the CPU.
@@ -111,19 +111,19 @@ def _view(
     shifts = [s for s in norms if s.parameter.rpartition(".")[2] == "bias"]
 
     def rows(slices: Sequence[ParameterSlice]) -> tuple[Tensor, ...]:
-        return tuple(_by_unit(tensors[s.parameter], s, group.width) for s in slices)
+        return tuple(_by_channel(tensors[s.parameter], s, group.width) for s in slices)
 
     def row_gradients(slices: Sequence[ParameterSlice]) -> tuple[Tensor, ...]:
         return tuple(
-            torch.stack([_by_unit(g, s, group.width) for g in gradients[s.parameter]])
+            torch.stack([_by_channel(g, s, group.width) for g in gradients[s.parameter]])
             for s in slices
             if gradients
         )
 
-    def gate_gradient(piece: ParameterSlice) -> Tensor:
-        """A factor on what is read is a factor on the columns that read it."""
-        changes = [tensors[piece.parameter].detach() * g for g in gradients[piece.parameter]]
-        return torch.stack([_by_unit(c, piece, group.width).sum(dim=1) for c in changes])
+    def gate_gradient(part: ParameterSlice) -> Tensor:
+        """Return the gradient by a factor on what is read: a factor on the columns that read it."""
+        changes = [tensors[part.parameter].detach() * g for g in gradients[part.parameter]]
+        return torch.stack([_by_channel(c, part, group.width).sum(dim=1) for c in changes])
 
     return GroupView(
         name=group.name,
@@ -141,21 +141,21 @@ def _view(
     )
 
 
-def _by_unit(tensor: Tensor, piece: ParameterSlice, width: int) -> Tensor:
-    """Return the piece as `(width, positions per unit * everything else)`."""
-    flat = tensor.detach().to("cpu", torch.float32).movedim(piece.axis, 0)
-    flat = flat.reshape(len(piece.units), -1)
-    units = torch.tensor(piece.units)
-    counts = torch.bincount(units[units >= 0], minlength=width)
-    owned = flat[units.argsort(stable=True)[len(units) - int(counts.sum()) :]]
+def _by_channel(tensor: Tensor, part: ParameterSlice, width: int) -> Tensor:
+    """Return a group's slice of a tensor, `(width, positions per channel * everything else)`."""
+    flat = tensor.detach().to("cpu", torch.float32).movedim(part.axis, 0)
+    flat = flat.reshape(len(part.units), -1)
+    owners = torch.tensor(part.units)
+    counts = torch.bincount(owners[owners >= 0], minlength=width)
+    owned = flat[owners.argsort(stable=True)[len(owners) - int(counts.sum()) :]]
     if bool((counts == counts[0]).all()):
         return owned.reshape(width, -1)
-    rows = [part.reshape(-1) for part in torch.split(owned, counts.tolist())]
+    rows = [positions.reshape(-1) for positions in torch.split(owned, counts.tolist())]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def _split_positions(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Return one tensor `(..., width)` per position that a unit owns."""
+    """Return one tensor `(..., width)` per position that a channel owns."""
     return tuple(column for row in rows for column in row.unbind(dim=-1))
 
 

@@ -31,7 +31,7 @@ from pipeline.planning import widths as planning
 from pipeline.planning.solve import Allocation
 from pipeline.recipe import PlanSection, Recipe
 from pipeline.records import Floor, Plan
-from pipeline.redundancy.removal_loop import removals
+from pipeline.redundancy.graph import removals
 from pipeline.tasks.data import Data
 
 log = logging.getLogger(__name__)

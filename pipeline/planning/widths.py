@@ -9,7 +9,7 @@ from torch import Tensor
 from hardware.graph.channel_map import ChannelMap, Group
 from hardware.latency.predict import Candidates, LayerCost
 from pipeline.errors import PlanError
-from pipeline.evidence.ranking import most_salient
+from pipeline.evidence.sensitivity import most_salient
 from pipeline.planning.program import CostModel, Values, model_costs
 from pipeline.planning.solve import Allocation, allocate
 from pipeline.records import Array, Choice, Floor, Plan, Removal

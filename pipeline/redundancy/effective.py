@@ -2,8 +2,8 @@
 
 Effective filter analysis (Zhou, Lian, Yin, Wang, "A Hierarchical Pruning Algorithm by Effective
 Filters", 2022, arXiv:2206.03596). Row j of the gradient matrix is the gradient of the loss by the
-weights of unit j, over calibration batches and coupled layers. Where its singular values fall off,
-fewer filters would move the loss in as many directions: those are the effective filters. Three
+weights of channel j, over calibration batches and coupled layers. Where its singular values fall
+off, fewer filters would move the loss in as many directions: those are the effective filters. Three
 singularities make a filter ineffective:
 
 - *elimination*: its row is zero, the loss does not feel it;
@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hardware.records import Record
 from pipeline.errors import PipelineError
-from pipeline.evidence.needs import gradients_of
+from pipeline.evidence.needs import filters_of, gradients_of
 from pipeline.records import Floor, GroupView
 
 RELATIVE = 0.01  # singular values below this share of the largest do not count
@@ -48,13 +49,13 @@ class Effective:
     linear: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compression:
-    """The largest share of all filters that may go, and how far batches disagree about it."""
+class MaximumCompression(Record):
+    """The largest share of all prunable filters that may go, by one count of effective filters."""
 
+    count: str
     share: float
-    low: float
-    high: float
+    low: float  # of resampled calibration batches, 5 %
+    high: float  # 95 %
 
 
 def by_energy(group: GroupView) -> Floor:
@@ -112,7 +113,7 @@ def effective_filters(products: Tensor) -> Effective:
     )
 
 
-def maximum_compression(views: Sequence[GroupView]) -> dict[str, Compression]:
+def maximum_compression(views: Sequence[GroupView]) -> tuple[MaximumCompression, ...]:
     """Return how much of a network may go before groups lose effective filters, by each count.
 
     All groups are resampled with the same batches, so that what batches share does not average
@@ -135,14 +136,18 @@ def maximum_compression(views: Sequence[GroupView]) -> dict[str, Compression]:
         kept += _counts(products.sum(dim=0)).clamp_min(1)
         drawn += _resampled(products).clamp_min(1)
     bounds = (1 - drawn / width).quantile(torch.tensor(MIDDLE), dim=0)
-    return {
-        count: Compression(
-            share=1 - float(kept[place]) / width,
-            low=min(float(bounds[0, place]), 1 - float(kept[place]) / width),
-            high=max(float(bounds[1, place]), 1 - float(kept[place]) / width),
+    found = []
+    for place, count in enumerate(COUNTS):
+        share = 1 - float(kept[place]) / width
+        found.append(
+            MaximumCompression(
+                count=count.removeprefix("by_"),
+                share=share,
+                low=min(float(bounds[0, place]), share),
+                high=max(float(bounds[1, place]), share),
+            )
         )
-        for place, count in enumerate(COUNTS)
-    }
+    return tuple(found)
 
 
 def _floor(group: GroupView, count: str) -> Floor:
@@ -170,14 +175,10 @@ def products_of(group: GroupView) -> Tensor:
     """Return `(batches, width, width)` products of gradient rows, coupled layers side by side.
 
     Raises:
-        PipelineError: no gradients, or fewer columns than filters.
+        PipelineError: no learned filters, no gradients, or fewer columns than filters.
     """
-    layers = gradients_of(group, group.filter_gradients, group.filters, "Measure effective")
-    if not layers:
-        raise PipelineError(
-            f"Group {group.name} has no learned filters, so its redundancy cannot be measured. "
-            "Set plan.redundancy to none, or freeze the group."
-        )
+    filters = filters_of(group)
+    layers = gradients_of(group, group.filter_gradients, filters, "Measure effective")
     batches = len(layers[0])
     columns = batches * sum(gradient.shape[2] for gradient in layers)
     if columns < group.width:

@@ -1,6 +1,5 @@
 """Redundancy by what filters respond to: filters of one function, and the rank of responses."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,8 +7,8 @@ from scipy.cluster import hierarchy
 from torch import Tensor
 
 from pipeline.errors import PipelineError
-from pipeline.evidence.needs import correlations, is_lively, patterns_of, responses_of
-from pipeline.records import Floor, GroupView
+from pipeline.evidence.needs import patterns_of, responses_of
+from pipeline.records import Floor, GroupView, Responses
 
 ALIKE = 0.9  # least correlation of two filters of one function
 ENERGY = 0.99  # share of the variance that the counted directions hold
@@ -22,7 +21,7 @@ def functionality(group: GroupView, alike: float = ALIKE) -> Floor:
     Filters respond to the same thing where their responses, at random places of the calibration
     images, are correlated; with several readers, where they are so on average. A cluster is a
     function: within it every pair is correlated by `alike` or more (complete linkage). Filters
-    that always respond alike (or never) have no function. Opposite filters have two.
+    whose response never changes have no function; two opposite filters have two functions.
 
     Args:
         group: coupled layers, with responses.
@@ -42,15 +41,15 @@ def functionality(group: GroupView, alike: float = ALIKE) -> Floor:
         linkage and threshold are ours.
     """
     found = responses_of(group, "Measure functionality")
-    lively = torch.stack([is_lively(one) for one in found]).any(dim=0)
+    live = torch.stack([changes(one) for one in found]).any(dim=0)
     # A reader that cannot see two filters respond says nothing about how alike they are.
-    seen = torch.stack([is_lively(one)[:, None] & is_lively(one) for one in found]).float()
+    seen = torch.stack([changes(one)[:, None] & changes(one) for one in found]).float()
     summed = torch.stack([correlations(one) for one in found]).sum(dim=0)
     mean = summed / seen.sum(dim=0).clamp_min(1)
-    sizes = _cluster_sizes(mean[lively][:, lively], alike)
-    dead = int((~lively).sum())
+    sizes = _cluster_sizes(mean[live][:, live], alike)
+    constant = int((~live).sum())
     what = f"functions of {group.width} filters (correlation {alike:g} within)"
-    return _by_clusters(group, sizes, what, f"{dead} never change")
+    return _one_per_cluster(group, sizes, what, f"{constant} never change")
 
 
 def functionality_maximised(group: GroupView, alike: float = ALIKE) -> Floor:
@@ -74,12 +73,12 @@ def functionality_maximised(group: GroupView, alike: float = ALIKE) -> Floor:
         abstract's terms; linkage and threshold are ours.
     """
     patterns = patterns_of(group, "Measure functionality_maximised")
-    lively = patterns.any(dim=1)
-    directions = torch.nn.functional.normalize(patterns[lively], dim=1)
+    live = patterns.any(dim=1)
+    directions = torch.nn.functional.normalize(patterns[live], dim=1)
     sizes = _cluster_sizes(directions @ directions.T, alike)
-    dead = int((~lively).sum())
+    rest = int((~live).sum())
     what = f"patterns of {group.width} filters (cosine {alike:g} within)"
-    return _by_clusters(group, sizes, what, f"{dead} look for nothing")
+    return _one_per_cluster(group, sizes, what, f"{rest} look for nothing")
 
 
 def feature_rank(group: GroupView, energy: float = ENERGY) -> Floor:
@@ -124,26 +123,21 @@ def feature_rank(group: GroupView, energy: float = ENERGY) -> Floor:
     )
 
 
-def similarity(first: Tensor, second: Tensor) -> float:
-    """Return the linear CKA of two layers' responses to the same images.
-
-    It is 0 for unrelated responses, 1 where they are equal but for rotation and scale.
-
-    Args:
-        first: `(images, width)`.
-        second: `(images, other width)`.
-
-    Reference:
-        Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
-        arXiv:1905.00414. Status: reconstructed from the definition.
-    """
-    one, other = (values.double() - values.double().mean(dim=0) for values in (first, second))
-    shared = float((one.T @ other).square().sum())
-    scale = math.sqrt(float((one.T @ one).square().sum() * (other.T @ other).square().sum()))
-    return shared / scale if scale else 0.0
+def correlations(responses: Responses) -> Tensor:
+    """Return `(width, width)` correlations of responses; 0 with a filter that never changes."""
+    variance = responses.covariance.diagonal()
+    live = changes(responses)
+    scale = torch.where(live, variance, 1.0).rsqrt() * live
+    return (responses.covariance * scale[:, None] * scale).clamp(-1, 1)
 
 
-def _by_clusters(group: GroupView, sizes: Sequence[int], what: str, rest: str) -> Floor:
+def changes(responses: Responses) -> Tensor:
+    """Return for every filter whether its responses differ from place to place, beyond rounding."""
+    scale = responses.magnitude.square()
+    return responses.covariance.diagonal() > 1e-10 * scale.clamp_min(1e-20)
+
+
+def _one_per_cluster(group: GroupView, sizes: Sequence[int], what: str, rest: str) -> Floor:
     """Return the floor that keeps one filter per cluster."""
     floor = max(1, len(sizes))
     return Floor(

@@ -1,16 +1,17 @@
 """How well the other filters of a group replace each one: 1 = entirely, 0 = not at all.
 
-What the measures say of a group, said of its filters. Status: ours; the measures' sources rank
-filters by other scores, or not at all.
+A measure says how redundant a group is; its score here, how redundant each filter is. Status: ours;
+the measures' sources rank filters by other scores, or not at all.
 """
 
 import torch
 from torch import Tensor
 
-from pipeline.evidence.needs import correlations, is_lively, patterns_of, responses_of
+from pipeline.evidence.needs import filters_of, patterns_of, responses_of
 from pipeline.records import GroupView
 from pipeline.redundancy.effective import products_of
-from pipeline.redundancy.graph import filters_of, unit_cosines
+from pipeline.redundancy.graph import mean_cosines
+from pipeline.redundancy.responses import changes, correlations
 
 RIDGE = 1e-6  # on unit diagonals: twins would make the inverse infinite
 
@@ -27,7 +28,7 @@ def by_weights(group: GroupView) -> Tensor:
     filters = filters_of(group)
     live = torch.stack([weight.any(dim=1) for weight in filters]).any(dim=0)
     found = torch.ones(group.width)
-    found[live] = _nearest(unit_cosines(filters))
+    found[live] = _nearest(mean_cosines(filters))
     return found
 
 
@@ -53,9 +54,9 @@ def by_likeness(group: GroupView) -> Tensor:
         PipelineError: the view has no responses.
     """
     found = responses_of(group, "Measure functionality")
-    lively = torch.stack([is_lively(one) for one in found]).any(dim=0)
+    live = torch.stack([changes(one) for one in found]).any(dim=0)
     mean = torch.stack([correlations(one) for one in found]).mean(dim=0)
-    return torch.where(lively, _nearest(mean), 1.0)
+    return torch.where(live, _nearest(mean), 1.0)
 
 
 def by_patterns(group: GroupView) -> Tensor:

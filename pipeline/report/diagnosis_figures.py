@@ -7,7 +7,7 @@ from matplotlib.patches import Rectangle
 
 from pipeline import wording
 from pipeline.diagnosis.diagnose import Diagnosis, Spread, mean_spearman
-from pipeline.redundancy.whole import NetworkRedundancy
+from pipeline.redundancy.network import NetworkRedundancy
 from pipeline.report import figures as drawing
 
 CELL_PX, LETTER_PX = 21, 7.0

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from pipeline import wording
 from pipeline.diagnosis.diagnose import Agreement, Diagnosis, GroupDiagnosis, mean_spearman
-from pipeline.redundancy.whole import NetworkRedundancy
+from pipeline.redundancy.network import NetworkRedundancy
 
 REFERENCE = "l2"  # what every criterion is held against in the table; JSON has all pairs
 

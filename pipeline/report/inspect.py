@@ -24,7 +24,7 @@ from pipeline.networks.load import load_network
 from pipeline.recipe import DataSection, ModelSection, Surgery, read_recipe
 from pipeline.records import Floor, Form
 from pipeline.redundancy import MEASURES, SCORES
-from pipeline.redundancy.whole import NetworkRedundancy, network_redundancy
+from pipeline.redundancy.network import NetworkRedundancy, network_redundancy
 from pipeline.tasks.data import load_data
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from pipeline import wording
 from pipeline.channels import counts as counting
 from pipeline.diagnosis.diagnose import Diagnosis
 from pipeline.records import Choice, EpochRecord, Floor, Form, Plan, Verdict
-from pipeline.redundancy.whole import NetworkRedundancy
+from pipeline.redundancy.network import NetworkRedundancy
 from pipeline.report import diagnosis_figures as diagnosis_drawing
 from pipeline.report import figures as drawing
 

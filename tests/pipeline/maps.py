@@ -1,4 +1,4 @@
-"""Channel maps and responses written by hand, so that tests do not rest on what finds them."""
+"""Channel maps, views and responses written by hand: tests do not rest on what finds them."""
 
 import random
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from benchmarks.networks import ResNet
 from hardware.graph.channel_map import Branch, ChannelMap, Group, ParameterSlice
-from pipeline.records import Network, Responses
+from pipeline.records import GroupView, Network, Responses
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -104,3 +104,22 @@ def seen(values: Tensor) -> Responses:
         contributions=values.T @ values,
         rows=len(values),
     )
+
+
+def view(*gradients: Tensor, name: str = "conv1", seen: tuple[Responses, ...] = ()) -> GroupView:
+    """Return a group with these gradients `(batches, width, fan-in)`, one per coupled layer."""
+    width = gradients[0].shape[1] if gradients else len(seen[0].active)
+    return GroupView(
+        name=name,
+        width=width,
+        filters=tuple(gradient[0] for gradient in gradients) or (torch.eye(width),),
+        consumers=(),
+        norm_scales=(),
+        norm_shifts=(),
+        filter_gradients=gradients,
+        responses=seen,
+    )
+
+
+def draw() -> torch.Generator:
+    return torch.Generator().manual_seed(0)

@@ -22,7 +22,8 @@ from pipeline.diagnosis.diagnose import (
 )
 from pipeline.diagnosis.distribution import describe_weights
 from pipeline.records import Choice, GroupView, Plan
-from pipeline.redundancy.whole import MaximumCompression, NetworkRedundancy
+from pipeline.redundancy.effective import MaximumCompression
+from pipeline.redundancy.network import NetworkRedundancy
 from pipeline.report.diagnosis_figures import FULLEST, value_map
 from pipeline.report.diagnosis_tables import diagnosis_tables
 from pipeline.report.report import write_inspection

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 
 from hardware.graph.channel_map import ChannelMap, Group
 from pipeline.errors import PipelineError
-from pipeline.evidence.contributions import contributions
-from pipeline.evidence.responses import collect_responses
+from pipeline.evidence.responses import collect_responses, contributions
 from pipeline.records import Responses
 from tests.pipeline.maps import cut
 

@@ -13,9 +13,8 @@ from hardware.graph.channel_map import Branch, ChannelMap, Group, ParameterSlice
 from hardware.records import load_record
 from pipeline.errors import PipelineError
 from pipeline.evidence import sensitivity
-from pipeline.evidence.ranking import most_salient
 from pipeline.evidence.recalibrate import recalibrate_module
-from pipeline.evidence.sensitivity import LossTable, measure_damage
+from pipeline.evidence.sensitivity import LossTable, measure_damage, most_salient
 from pipeline.records import Network
 from pipeline.surgery.mask import masked
 from tests.pipeline.maps import network_of, resnet_map

@@ -10,9 +10,8 @@ from pipeline.criteria import CRITERIA, NEEDS
 from pipeline.errors import PipelineError
 from pipeline.evidence import sensitivity
 from pipeline.evidence.needs import GRADIENTS, PATTERNS, RESPONSES
-from pipeline.evidence.ranking import most_salient
 from pipeline.evidence.recalibrate import following, observing
-from pipeline.evidence.sensitivity import measure_damage
+from pipeline.evidence.sensitivity import measure_damage, most_salient
 from pipeline.evidence.views import group_views
 from pipeline.planning.widths import candidate_widths
 from pipeline.records import GroupView, Network

@@ -6,7 +6,7 @@ from hardware.graph.channel_map import Branch, ChannelMap, Group
 from hardware.latency.predict import LayerCost
 from hardware.records import load_record, save_record
 from pipeline.errors import PlanError
-from pipeline.evidence.ranking import most_salient
+from pipeline.evidence.sensitivity import most_salient
 from pipeline.planning.widths import (
     Allocation,
     allocate,

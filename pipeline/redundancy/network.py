@@ -1,27 +1,20 @@
-"""How redundant a network is as a whole: how much may go at most, and which layers say the same."""
+"""Redundancy of a whole network: how much may go at most, and which groups respond alike."""
 
+import math
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from hardware.records import Record
 from pipeline.errors import PipelineError
 from pipeline.records import GroupView
-from pipeline.redundancy.effective import maximum_compression
-from pipeline.redundancy.responses import similarity
-
-
-class MaximumCompression(Record):
-    """The largest share of all prunable filters that may go, by one count of effective filters."""
-
-    count: str
-    share: float
-    low: float  # of resampled calibration batches, 5 %
-    high: float  # 95 %
+from pipeline.redundancy.effective import MaximumCompression, maximum_compression
 
 
 class NetworkRedundancy(Record):
     """What redundancy says about a whole network."""
 
-    compression: tuple[MaximumCompression, ...]
+    compression: tuple[MaximumCompression, ...]  # by every count of effective filters
     note: str = ""  # why there is none
     groups: tuple[str, ...]  # whose responses were compared
     likeness: tuple[tuple[float, ...], ...]  # linear CKA of every two of them, 0..1
@@ -41,20 +34,34 @@ def network_redundancy(views: Sequence[GroupView]) -> NetworkRedundancy:
     """
     seen = [view for view in views if view.responses]
     pooled = [view.responses[0].pooled for view in seen]
-    found: tuple[MaximumCompression, ...] = ()
+    compression: tuple[MaximumCompression, ...] = ()
     note = ""
     try:
-        found = tuple(
-            MaximumCompression(
-                count=count.removeprefix("by_"), share=one.share, low=one.low, high=one.high
-            )
-            for count, one in maximum_compression(views).items()
-        )
+        compression = maximum_compression(views)
     except PipelineError as error:
         note = str(error)
     return NetworkRedundancy(
-        compression=found,
+        compression=compression,
         note=note,
         groups=tuple(view.name for view in seen),
         likeness=tuple(tuple(similarity(one, other) for other in pooled) for one in pooled),
     )
+
+
+def similarity(first: Tensor, second: Tensor) -> float:
+    """Return the linear CKA of two layers' responses to the same images.
+
+    It is 0 for unrelated responses, 1 where they are equal but for rotation and scale.
+
+    Args:
+        first: `(images, width)`.
+        second: `(images, other width)`.
+
+    Reference:
+        Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
+        arXiv:1905.00414. Status: reconstructed from the definition.
+    """
+    one, other = (values.double() - values.double().mean(dim=0) for values in (first, second))
+    shared = float((one.T @ other).square().sum())
+    scale = math.sqrt(float((one.T @ one).square().sum() * (other.T @ other).square().sum()))
+    return shared / scale if scale else 0.0
