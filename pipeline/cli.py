@@ -67,7 +67,8 @@ def compress(
     """
     with reported(verbose):
         from pipeline.recipe import read_recipe
-        from pipeline.report.tables import StageProgress, verdict_table
+        from pipeline.report.progress import StageProgress
+        from pipeline.report.tables import verdict_table
         from pipeline.run import compress as run
 
         with StageProgress(err) as stages:
@@ -88,7 +89,8 @@ def plan(
     """Show what `compress` would prune and why, and what it would gain. Changes no weight."""
     with reported(verbose):
         from pipeline.recipe import read_recipe
-        from pipeline.report.tables import StageProgress, plan_table
+        from pipeline.report.progress import StageProgress
+        from pipeline.report.tables import plan_table
         from pipeline.run import make_plan
 
         with StageProgress(err) as stages:
@@ -127,7 +129,8 @@ def profile(
         from pipeline.errors import RecipeError
         from pipeline.planning.away import import_table, make_bundle
         from pipeline.recipe import read_recipe
-        from pipeline.report.tables import StageProgress, latency_table
+        from pipeline.report.progress import StageProgress
+        from pipeline.report.tables import latency_table
         from pipeline.run import make_table
 
         if bundle is not None and home is not None:
@@ -197,8 +200,12 @@ def inspect(
     with reported(verbose):
         from pipeline import wording
         from pipeline.report.diagnosis_tables import diagnosis_tables
-        from pipeline.report.inspect import inspect_model, question_of, summarize
-        from pipeline.report.report import write_inspection
+        from pipeline.report.inspect import (
+            inspect_model,
+            question_of,
+            summarize,
+            write_inspection,
+        )
         from pipeline.report.tables import frozen_table, groups_table
 
         question = question_of(
@@ -212,16 +219,7 @@ def inspect(
         )
         found = inspect_model(question, images=images)
         if html is not None:
-            write_inspection(
-                found.channels,
-                found.layers,
-                found.title,
-                html,
-                floors=found.floors,
-                form=found.form,
-                diagnosis=found.diagnosis,
-                network=found.network,
-            )
+            write_inspection(found, html)
         if as_json:
             out.print_json(summarize(found).model_dump_json())
         else:

@@ -155,10 +155,10 @@ def agreements(scores: Mapping[str, Tensor]) -> tuple[Agreement, ...]:
     """Return Spearman's and Kendall's correlation of every two criteria's scores `(n,)`."""
     values = {name: score.double().numpy() for name, score in scores.items()}
     ranks = {name: stats.rankdata(value) for name, value in values.items()}
-    told = {name for name, value in values.items() if len(value) > 1 and np.ptp(value) > 0}
+    ranked = {name for name, value in values.items() if len(value) > 1 and np.ptp(value) > 0}
     found = []
     for one, other in combinations(scores, 2):
-        known = {one, other} <= told
+        known = {one, other} <= ranked
         spearman = float(np.corrcoef(ranks[one], ranks[other])[0, 1]) if known else None
         kendall = float(stats.kendalltau(values[one], values[other]).statistic) if known else None
         found.append(Agreement(first=one, second=other, spearman=spearman, kendall=kendall))
@@ -191,13 +191,14 @@ def applicability_warning(plan: Plan, inapplicable: frozenset[str], criterion: s
     """
     narrowed = [choice for choice in plan.choices if 0 < choice.width < choice.full]
     removed = sum(choice.full - choice.width for choice in narrowed)
-    blind = [choice for choice in narrowed if choice.group in inapplicable]
-    lost = sum(choice.full - choice.width for choice in blind)
+    doubtful = [choice for choice in narrowed if choice.group in inapplicable]
+    lost = sum(choice.full - choice.width for choice in doubtful)
     if not removed or lost <= LARGE_SHARE * removed:
         return None
-    names = ", ".join(choice.group for choice in blind[:3]) + (", ..." if len(blind) > 3 else "")
+    names = ", ".join(choice.group for choice in doubtful[:3])
+    names += ", ..." if len(doubtful) > 3 else ""
     return (
-        f"Criterion {criterion} cannot tell filters apart in {len(blind)} of {len(narrowed)} "
+        f"Criterion {criterion} cannot tell filters apart in {len(doubtful)} of {len(narrowed)} "
         f"narrowed groups ({names}), which lose {lost} of {removed} pruned channels: there it "
         "chooses nearly at random. Compare criteria with `espalier inspect MODEL --data SOURCE "
         "--diagnose`, and set plan.criterion."
@@ -212,20 +213,20 @@ def _diagnose_group(
     )
     weights = tuple(describe_weights(weight) for weight in view.filters)
     judged = [one for one in spreads if one.criterion not in CONTROLS]
-    blind = [one.criterion for one in judged if not one.applicable]
-    if not blind:
-        told = "every criterion tells filters apart"
-    elif len(blind) == len(judged):
-        told = "no criterion tells filters apart"
+    inapplicable = [one.criterion for one in judged if not one.applicable]
+    if not inapplicable:
+        finding = "every criterion tells filters apart"
+    elif len(inapplicable) == len(judged):
+        finding = "no criterion tells filters apart"
     else:
-        told = f"cannot tell filters apart: {', '.join(blind)}"
+        finding = f"cannot tell filters apart: {', '.join(inapplicable)}"
     return GroupDiagnosis(
         group=view.name,
         width=view.width,
         spreads=spreads,
         agreements=agreements(scores),
         weights=weights,
-        verdict=f"{told}; weights: {weights[0].verdict if weights else 'none'}",
+        verdict=f"{finding}; weights: {weights[0].verdict if weights else 'none'}",
     )
 
 
@@ -238,12 +239,12 @@ def _verdicts(names: tuple[str, ...], groups: Sequence[GroupDiagnosis]) -> tuple
         for one, other in combinations(names, 2)
         if (mean := mean_spearman(groups, one, other)) is not None and mean >= ALIKE
     ]
-    blind = {
+    inapplicable = {
         name: sum(not s.applicable for g in groups for s in g.spreads if s.criterion == name)
         for name in names
         if name not in CONTROLS
     }
-    worst = [f"{name} in {count}" for name, count in blind.items() if count]
+    worst = [f"{name} in {count}" for name, count in inapplicable.items() if count]
     layers = [layer for group in groups for layer in group.weights]
     gaussian = sum(layer.is_gaussian for layer in layers)
     return (

@@ -18,6 +18,19 @@ WRITTEN_PX = 34  # cells at least as wide hold their numbers
 Cells = Sequence[Sequence[float | None]]
 
 
+def diagnosis_figures(
+    diagnosis: Diagnosis | None, network: NetworkRedundancy | None
+) -> dict[str, drawing.Drawing]:
+    """Return the figures of what was found, by the names that the page calls them by."""
+    figures = {}
+    if diagnosis is not None and diagnosis.groups:
+        figures["criteria"] = criteria_map(diagnosis)
+        figures["applicability"] = applicability_map(diagnosis)
+    if network is not None and network.groups:
+        figures["likeness"] = likeness_map(network)
+    return figures
+
+
 def criteria_map(diagnosis: Diagnosis) -> drawing.Drawing:
     """Return how alike every two criteria rank: mean Spearman over groups, weighted by width."""
     names = diagnosis.criteria
@@ -36,10 +49,10 @@ def applicability_map(diagnosis: Diagnosis) -> drawing.Drawing:
         for group in diagnosis.groups
     ]
     rows = [wording.layer_of(group.group) for group in diagnosis.groups]
-    blind = sum(value is None for line in cells for value in line)
+    empty = sum(value is None for line in cells for value in line)
     return drawing.draw(
         "applicability",
-        f"Groups down, criteria across; {blind} of {len(rows) * len(diagnosis.criteria)} cells are "
+        f"Groups down, criteria across; {empty} of {len(rows) * len(diagnosis.criteria)} cells are "
         "empty: there the criterion cannot tell filters apart",
         lambda width: value_map(rows, diagnosis.criteria, cells, width, written=False),
     )

@@ -1,4 +1,4 @@
-"""What the terminal shows of a diagnosis: criteria, groups, and what both say in words."""
+"""The terminal's tables of a diagnosis: criteria, groups, and what was found in words."""
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -9,29 +9,29 @@ from pipeline import wording
 from pipeline.diagnosis.diagnose import Agreement, Diagnosis, GroupDiagnosis, mean_spearman
 from pipeline.redundancy.network import NetworkRedundancy
 
-REFERENCE = "l2"  # what every criterion is held against in the table; JSON has all pairs
+REFERENCE = "l2"  # what every criterion is compared with in the table; JSON has all pairs
 
 
 def diagnosis_tables(
     diagnosis: Diagnosis, network: NetworkRedundancy | None = None
 ) -> RenderableType:
     """Return one table of criteria, one of groups, and the verdicts."""
-    verdicts = [Text(text) for text in (*diagnosis.verdicts, *_whole(network))]
+    verdicts = [Text(text) for text in (*diagnosis.verdicts, *_network_lines(network))]
     return Group(_criteria(diagnosis), "", _groups(diagnosis), "", *verdicts)
 
 
-def _whole(network: NetworkRedundancy | None) -> list[str]:
+def _network_lines(network: NetworkRedundancy | None) -> list[str]:
     """Return what is known about the network as a whole, one sentence each."""
     if network is None:
         return []
     if not network.compression:
         return [network.note]
-    told = "; ".join(
+    shares = "; ".join(
         f"{wording.share(one.share)} by {one.count} ({wording.share(one.low)} to "
         f"{wording.share(one.high)})"
         for one in network.compression
     )
-    found = [f"Maximum compression before effective filters are lost, of all filters: {told}."]
+    found = [f"Maximum compression before effective filters are lost, of all filters: {shares}."]
     names = network.groups
     pairs = [
         (network.likeness[place][place + 1], names[place], names[place + 1])
@@ -49,13 +49,18 @@ def _whole(network: NetworkRedundancy | None) -> list[str]:
 def _criteria(diagnosis: Diagnosis) -> Table:
     table = _table(f"{len(diagnosis.criteria)} criteria on {diagnosis.images:,} images")
     table.add_column("criterion")
-    for heading in (f"Spearman with {REFERENCE}", "over the network", "Kendall", "blind groups"):
+    for heading in (
+        f"Spearman with {REFERENCE}",
+        "over the network",
+        "Kendall",
+        "not applicable in",
+    ):
         table.add_column(heading, justify="right")
     table.add_column("ranks most like", overflow="fold")
     for name in diagnosis.criteria:
         pair = _pair(diagnosis, name)
         spearman, kendall = (pair.spearman, pair.kendall) if pair else (None, None)
-        blind = sum(
+        inapplicable = sum(
             not spread.applicable
             for group in diagnosis.groups
             for spread in group.spreads
@@ -66,7 +71,7 @@ def _criteria(diagnosis: Diagnosis) -> Table:
             _value(_similarity(diagnosis.groups, name, REFERENCE)),
             _value(spearman),
             _value(kendall),
-            f"{blind} of {len(diagnosis.groups)}",
+            f"{inapplicable} of {len(diagnosis.groups)} groups",
             _nearest(diagnosis, name),
         )
     return table

@@ -1,4 +1,8 @@
-"""What can be pruned in a network, and why the rest cannot: for `espalier inspect`."""
+"""What can be pruned in a network, and why the rest cannot: all of `espalier inspect`.
+
+`question_of` reads what a command line asks for and `inspect_model` answers it. The answer is shown
+as a page (`write_inspection`), as JSON (`summarize`), or by the tables of `report.tables`.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -12,7 +16,12 @@ from hardware.graph.prepare import prepare
 from hardware.latency.layers import Layer
 from hardware.latency.template_layers import layers_of
 from hardware.records import Record
-from pipeline.channels.counts import prunable_shares
+from pipeline.channels.counts import (
+    coupled_layers,
+    frozen_rows,
+    prunable_macs,
+    prunable_shares,
+)
 from pipeline.channels.find import find_groups
 from pipeline.criteria import CRITERIA
 from pipeline.diagnosis.diagnose import Diagnosis, diagnose
@@ -25,6 +34,9 @@ from pipeline.recipe import DataSection, ModelSection, Surgery, read_recipe
 from pipeline.records import Floor, Form
 from pipeline.redundancy import MEASURES, SCORES
 from pipeline.redundancy.network import NetworkRedundancy, network_redundancy
+from pipeline.report import figures as drawing
+from pipeline.report.diagnosis_figures import diagnosis_figures
+from pipeline.report.report import write_page
 from pipeline.tasks.data import load_data
 
 log = logging.getLogger(__name__)
@@ -208,6 +220,41 @@ def _inspect_file(path: Path, question: Question) -> Inspection:
     form = Form(taken="graph", reason="an ONNX file has no class", graph_share=share)
     return Inspection(
         title=str(path), channels=channels, layers=layers, floors=(), form=form, notes=notes
+    )
+
+
+def write_inspection(found: Inspection, path: Path) -> None:
+    """Write an inspection as one HTML page.
+
+    Raises:
+        StorageError: the page cannot be written.
+    """
+    channels = found.channels
+    rows = [(layer, prunable_macs(layer, channels)) for layer in found.layers]
+    bars = [
+        drawing.Bar(name=layer.name, before=layer.macs / 1e6, after=macs / 1e6)
+        for layer, macs in rows
+        if layer.macs
+    ]
+    macs_figure = drawing.draw(
+        "macs",
+        f"Multiply-adds of {len(bars)} layers in graph order, and the part that is prunable",
+        lambda width: drawing.paired_bars(bars, "million multiply-adds", width),
+    )
+    write_page(
+        path,
+        "inspection.html.j2",
+        title=found.title,
+        form=found.form,
+        channels=channels,
+        floors={floor.group: floor for floor in found.floors},
+        layers=rows,
+        shares=prunable_shares(channels, found.layers),
+        frozen=frozen_rows(channels),
+        coupled={group.name: coupled_layers(group) for group in channels.groups},
+        diagnosis=found.diagnosis,
+        network=found.network,
+        figures={"macs": macs_figure, **diagnosis_figures(found.diagnosis, found.network)},
     )
 
 

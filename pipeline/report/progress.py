@@ -6,24 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Column
 from rich.text import Text
 
 from pipeline import wording
 
-Told = Callable[[int, int, str], None]
-"""How a loop tells how far it is: steps done, steps in all (0: not known), and what it is at."""
+Progress = Callable[[int, int, str], None]
+"""How a loop reports: steps done, steps in all (0: not known), and what it is at."""
 
-_HEARTBEAT_S = 60.0  # a log without bars says at least this often that a long stage lives
+_HEARTBEAT_S = 60.0  # a log without bars has a line of a long stage at least this often
 
 
 class StageProgress(AbstractContextManager["StageProgress"]):
@@ -32,24 +25,26 @@ class StageProgress(AbstractContextManager["StageProgress"]):
     On a terminal every stage has a bar. Elsewhere (a pipe, a file, CI) every stage is one line
     when it is done, and a line a minute while it takes longer.
 
-        with StageProgress(console) as stages, stages.stage("fine-tuning") as told:
-            told(3, 10, "accuracy 91.2 %")
+        with StageProgress(console) as stages, stages.stage("fine-tuning") as progress:
+            progress(3, 10, "accuracy 91.2 %")
 
     Args:
         console: where to; standard error by default, because results go to standard output.
-        bars: whether to draw bars; None finds out.
+        draws_bars: whether bars are drawn; None finds out.
     """
 
-    def __init__(self, console: Console | None = None, bars: bool | None = None) -> None:
+    def __init__(self, console: Console | None = None, draws_bars: bool | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._bars = _draws_bars(self._console) if bars is None else bars
-        self._progress = Progress(
-            SpinnerColumn(finished_text=Text("✓", style="green")),
-            TextColumn("{task.description}", markup=False, table_column=_fixed(None)),
-            BarColumn(bar_width=14, table_column=_fixed(14)),
-            TextColumn("{task.percentage:>3.0f} %", table_column=_fixed(5)),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=_fixed(5)),
-            TextColumn(
+        self._bars = _draws_bars(self._console) if draws_bars is None else draws_bars
+        self._progress = bars.Progress(
+            bars.SpinnerColumn(finished_text=Text("✓", style="green")),
+            bars.TextColumn("{task.description}", markup=False, table_column=_fixed(None)),
+            bars.BarColumn(bar_width=14, table_column=_fixed(14)),
+            bars.TextColumn("{task.percentage:>3.0f} %", table_column=_fixed(5)),
+            bars.TimeRemainingColumn(
+                compact=True, elapsed_when_finished=True, table_column=_fixed(5)
+            ),
+            bars.TextColumn(
                 "{task.fields[text]}",
                 style="dim",
                 markup=False,
@@ -75,39 +70,39 @@ class StageProgress(AbstractContextManager["StageProgress"]):
         self._progress.stop()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Told]:
+    def stage(self, name: str) -> Iterator[Progress]:
         """Show one stage while the block runs; yields what its loop reports to."""
-        with self._bar(name) if self._bars else self._lines(name) as told:
-            yield told
+        with self._bar(name) if self._bars else self._lines(name) as progress:
+            yield progress
 
     @contextmanager
-    def _bar(self, name: str) -> Iterator[Told]:
-        task: TaskID = self._progress.add_task(name, total=None, text="")
+    def _bar(self, name: str) -> Iterator[Progress]:
+        task: bars.TaskID = self._progress.add_task(name, total=None, text="")
 
-        def told(done: int, total: int, text: str) -> None:
+        def report(done: int, total: int, text: str) -> None:
             self._progress.update(task, completed=done, total=total or None, text=text)
 
-        yield told
+        yield report
         # Reached only when the stage ended well: a stage that failed keeps its unfinished bar.
         total = self._progress.tasks[self._progress.task_ids.index(task)].total or 1
         self._progress.update(task, completed=total, total=total)
 
     @contextmanager
-    def _lines(self, name: str) -> Iterator[Told]:
-        begun = spoken = time.perf_counter()
+    def _lines(self, name: str) -> Iterator[Progress]:
+        begun = printed = time.perf_counter()
         last = ""
 
-        def told(done: int, total: int, text: str) -> None:
-            nonlocal spoken, last
+        def report(done: int, total: int, text: str) -> None:
+            nonlocal printed, last
             last = text
             now = time.perf_counter()
-            if now - spoken >= _HEARTBEAT_S:
-                spoken = now
+            if now - printed >= _HEARTBEAT_S:
+                printed = now
                 left = _time_left(now - begun, done, total)
                 self._line(f"{name}: {done} of {total or '?'}{left}, {text}")
 
         try:
-            yield told
+            yield report
         except BaseException:
             self._line(f"{name}: stopped after {wording.duration(time.perf_counter() - begun)}")
             raise

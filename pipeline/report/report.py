@@ -1,24 +1,19 @@
-"""Records in, one self-contained HTML page out: what was done to a network, and why."""
+"""The report of a run: one HTML page that says what was done to a network, and why."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hardware.device import Device
 from hardware.graph.channel_map import ChannelMap
-from hardware.latency.layers import Layer
 from hardware.records import write_whole
 from pipeline import wording
 from pipeline.channels import counts as counting
-from pipeline.diagnosis.diagnose import Diagnosis
-from pipeline.records import Choice, EpochRecord, Floor, Form, Plan, Verdict
-from pipeline.redundancy.network import NetworkRedundancy
-from pipeline.report import diagnosis_figures as diagnosis_drawing
+from pipeline.records import Choice, EpochRecord, Floor, Plan, Verdict
 from pipeline.report import figures as drawing
 
 # What the reasons of a plan mean, for a reader who sees them for the first time.
@@ -57,7 +52,7 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything that the report of one run tells."""
+    """Everything that the report of one run shows."""
 
     title: str
     device: Device
@@ -107,88 +102,25 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         StorageError: the page cannot be written.
     """
-    emptied = counting.emptied_branches(report.channels, report.plan)
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            verdict=report.verdict,
-            plan=report.plan,
-            limits=[wording.limit(line) for line in report.verdict.reasons],
-            accuracy_error_points=_standard_error(report.verdict),
-            groups=_group_rows(report),
-            reasons=_reasons(report.plan.choices),
-            emptied=emptied,
-            narrowed=sum(choice.width < choice.full for choice in report.plan.choices),
-            filters=counting.filters_removed(report.channels, report.plan),
-            frozen=counting.frozen_rows(report.channels),
-            mixing=[group for group in report.channels.prunable if group.mixes],
-            totals=_totals(report.layers),
-            slowest=sorted(report.layers, key=lambda row: -row.after_us)[:3],
-            figures=_figures(report),
-        )
+    write_page(
+        path,
+        "report.html.j2",
+        report=report,
+        verdict=report.verdict,
+        plan=report.plan,
+        limits=[wording.limit(line) for line in report.verdict.reasons],
+        accuracy_error_points=_standard_error(report.verdict),
+        groups=_group_rows(report),
+        reasons=_reasons(report.plan.choices),
+        emptied=counting.emptied_branches(report.channels, report.plan),
+        narrowed=sum(choice.width < choice.full for choice in report.plan.choices),
+        filters=counting.filters_removed(report.channels, report.plan),
+        frozen=counting.frozen_rows(report.channels),
+        mixing=[group for group in report.channels.prunable if group.mixes],
+        totals=_totals(report.layers),
+        slowest=sorted(report.layers, key=lambda row: -row.after_us)[:3],
+        figures=_figures(report),
     )
-    write_whole(path, page)
-
-
-def write_inspection(
-    channels: ChannelMap,
-    layers: Sequence[Layer],
-    title: str,
-    path: Path,
-    *,
-    floors: Sequence[Floor] = (),
-    form: Form | None = None,
-    diagnosis: Diagnosis | None = None,
-    network: NetworkRedundancy | None = None,
-) -> None:
-    """Write what can be pruned in a network, and why the rest cannot, as one HTML page.
-
-    Raises:
-        StorageError: the page cannot be written.
-    """
-    rows = [(layer, counting.prunable_macs(layer, channels)) for layer in layers]
-    bars = [
-        drawing.Bar(name=layer.name, before=layer.macs / 1e6, after=macs / 1e6)
-        for layer, macs in rows
-        if layer.macs
-    ]
-    figure = drawing.draw(
-        "macs",
-        f"Multiply-adds of {len(bars)} layers in graph order, and the part that is prunable",
-        lambda width: drawing.paired_bars(bars, "million multiply-adds", width),
-    )
-    page = (
-        _environment()
-        .get_template("inspection.html.j2")
-        .render(
-            title=title,
-            form=form,
-            channels=channels,
-            floors={floor.group: floor for floor in floors},
-            layers=rows,
-            shares=counting.prunable_shares(channels, layers),
-            frozen=counting.frozen_rows(channels),
-            coupled={group.name: counting.coupled_layers(group) for group in channels.groups},
-            diagnosis=diagnosis,
-            network=network,
-            figures={"macs": figure, **_diagnosis_figures(diagnosis, network)},
-        )
-    )
-    write_whole(path, page)
-
-
-def _diagnosis_figures(
-    diagnosis: Diagnosis | None, network: NetworkRedundancy | None
-) -> dict[str, drawing.Drawing]:
-    figures = {}
-    if diagnosis is not None and diagnosis.groups:
-        figures["criteria"] = diagnosis_drawing.criteria_map(diagnosis)
-        figures["applicability"] = diagnosis_drawing.applicability_map(diagnosis)
-    if network is not None and network.groups:
-        figures["likeness"] = diagnosis_drawing.likeness_map(network)
-    return figures
 
 
 def _group_rows(report: Report) -> list[GroupRow]:
@@ -284,7 +216,12 @@ def _training_figure(name: str, epochs: Sequence[EpochRecord]) -> drawing.Drawin
     )
 
 
-def _environment() -> Environment:
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Fill a template of `report/templates` and write the page, whole or not at all.
+
+    Raises:
+        StorageError: the page cannot be written.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -292,6 +229,5 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = wording.FILTERS  # Any: each filter takes what it formats
-    environment.filters.update(filters)
-    return environment
+    environment.filters.update(wording.FILTERS)
+    write_whole(path, environment.get_template(template).render(values))

@@ -1,6 +1,6 @@
-"""What the terminal shows: rich tables of records, and the progress of stages. Prints nothing."""
+"""What the terminal shows: rich tables of records. Prints nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
@@ -13,18 +13,6 @@ from hardware.latency.table import LatencyTable
 from hardware.latency.trust import CrossValidation
 from pipeline import wording
 from pipeline.records import Floor, Plan, Verdict
-from pipeline.report.progress import StageProgress
-
-__all__ = [
-    "StageProgress",
-    "comparison_table",
-    "devices_table",
-    "frozen_table",
-    "groups_table",
-    "latency_table",
-    "plan_table",
-    "verdict_table",
-]
 
 
 def verdict_table(verdict: Verdict) -> RenderableType:
@@ -32,9 +20,7 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     outcome = (
         Text("passed", style="bold green") if verdict.passed else Text("missed", style="bold red")
     )
-    setting = (
-        f"{wording.runtime_name(verdict.runtime)}, {verdict.precision}, batch {verdict.batch}, "
-    )
+    setting = _setting(verdict.precision, verdict.batch, verdict.threads)
     table = _table(Text.assemble("Verdict: ", outcome))
     table.caption = Text(f"{wording.runtime_name(verdict.runtime)}, {setting}")
     table.add_column("")
@@ -107,15 +93,12 @@ def comparison_table(verdicts: Sequence[Verdict]) -> RenderableType:
     return Group(table, "", _files(verdicts))
 
 
-def plan_table(
-    plan: Plan, floors: Sequence[Floor] = (), saved_us: Mapping[str, float] | None = None
-) -> Table:
+def plan_table(plan: Plan, floors: Sequence[Floor] = ()) -> Table:
     """Return the width of every group with the reason for it.
 
     Args:
         plan: what to show.
         floors: their details are shown where the plan gives none.
-        saved_us: per group the microseconds that its new width saves; None leaves the column out.
     """
     details = {floor.group: floor.detail for floor in floors}
     table = _table(
@@ -128,7 +111,7 @@ def plan_table(
         f"{'every latency measured' if plan.measured else 'some latencies ESTIMATED'}"
     )
     table.add_column("group", overflow="fold", ratio=3)
-    for heading in ("width", "floor", *(("saved, µs",) if saved_us is not None else ())):
+    for heading in ("width", "floor"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("reason", overflow="fold", ratio=5)
     for choice in plan.choices:
@@ -139,8 +122,6 @@ def plan_table(
             _widths(choice.full, choice.width),
             "" if frozen else str(choice.floor),
         ]
-        if saved_us is not None:
-            cells.append(wording.us(saved_us[choice.group]) if choice.group in saved_us else "")
         reason = Text.assemble(choice.reason, (f": {detail}" if detail else "", "dim"))
         table.add_row(*map(Text, cells), reason, style="dim" if frozen else None)
     return table
@@ -204,22 +185,6 @@ def frozen_table(channels: ChannelMap) -> Table:
     return table
 
 
-def devices_table(rows: Sequence[tuple[str, str, str, str | None]]) -> Table:
-    """Return what can be measured here.
-
-    Args:
-        rows: runtime, version, device, and what is missing (None: ready).
-    """
-    table = _table("Runtimes on this machine")
-    for heading in ("runtime", "version", "device"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("", overflow="fold", ratio=1)
-    for runtime, version, device, missing in rows:
-        state = Text("ready", style="green") if missing is None else Text(missing, style="yellow")
-        table.add_row(*map(Text, (runtime, version, device)), state)
-    return table
-
-
 def latency_table(
     path: Path, table: LatencyTable, checked: CrossValidation, rows: int = 20
 ) -> RenderableType:
@@ -252,8 +217,8 @@ def latency_table(
         shown.add_row(*map(Text, cells))
     if (more := len(table.entries) - rows) > 0:
         shown.caption = Text(f"and {more:,} faster layers")
-    told = (*_audit(table), Text(str(checked)))
-    return Group(shown, "", *told, Text(str(path), overflow="fold"))
+    lines = (*_audit(table), Text(str(checked)))
+    return Group(shown, "", *lines, Text(str(path), overflow="fold"))
 
 
 def _audit(table: LatencyTable) -> Iterator[Text]:

@@ -21,12 +21,12 @@ from pipeline.diagnosis.diagnose import (
     spread_of,
 )
 from pipeline.diagnosis.distribution import describe_weights
-from pipeline.records import Choice, GroupView, Plan
+from pipeline.records import Choice, Form, GroupView, Plan
 from pipeline.redundancy.effective import MaximumCompression
 from pipeline.redundancy.network import NetworkRedundancy
 from pipeline.report.diagnosis_figures import FULLEST, value_map
 from pipeline.report.diagnosis_tables import diagnosis_tables
-from pipeline.report.report import write_inspection
+from pipeline.report.inspect import Inspection, write_inspection
 
 MAGNITUDES = {name: CRITERIA[name] for name in ("l1", "l2", "fpgm", "fermat")}
 
@@ -75,11 +75,11 @@ def test_the_spread_of_gaussian_filters_is_that_of_the_theory(name, factor, fan_
 def test_a_criterion_of_size_cannot_tell_gaussian_filters_apart_but_uneven_ones(name) -> None:
     chance, sized = view(gaussian(128, 144)), view(uneven(128, 144))
 
-    blind = spread_of(chance, name, CRITERIA[name], CRITERIA[name](chance))
-    told = spread_of(sized, name, CRITERIA[name], CRITERIA[name](sized))
+    of_chance = spread_of(chance, name, CRITERIA[name], CRITERIA[name](chance))
+    of_sized = spread_of(sized, name, CRITERIA[name], CRITERIA[name](sized))
 
-    assert not blind.applicable and blind.spread == pytest.approx(blind.null, rel=0.3)
-    assert told.applicable
+    assert not of_chance.applicable and of_chance.spread == pytest.approx(of_chance.null, rel=0.3)
+    assert of_sized.applicable
 
 
 def test_a_criterion_without_a_null_needs_scores_that_differ() -> None:
@@ -153,7 +153,7 @@ def test_normality_is_tested_at_a_controlled_rate() -> None:
     assert sum(rejected) <= 5
 
 
-def test_a_diagnosis_says_what_agrees_and_what_is_blind(tmp_path) -> None:
+def test_a_diagnosis_says_what_agrees_and_what_is_chance(tmp_path) -> None:
     views = [view(gaussian(128, 144), "chance"), view(uneven(128, 144), "sized")]
 
     found = diagnose(views, MAGNITUDES, images=7)
@@ -198,18 +198,18 @@ def plan(**widths: tuple[int, int]) -> Plan:
 
 
 def test_a_warning_is_due_from_a_tenth_of_the_pruned_channels_on() -> None:
-    blind = frozenset({"a"})
+    chance = frozenset({"a"})
 
-    assert applicability_warning(plan(a=(16, 15), b=(16, 7)), blind, "l2") is None  # 1 of 10
-    said = applicability_warning(plan(a=(16, 14), b=(16, 8)), blind, "l2")
+    assert applicability_warning(plan(a=(16, 15), b=(16, 7)), chance, "l2") is None  # 1 of 10
+    said = applicability_warning(plan(a=(16, 14), b=(16, 8)), chance, "l2")
     assert said is not None
     assert "l2 cannot tell filters apart in 1 of 2 narrowed groups (a), which lose 2 of 10" in said
 
 
 def test_emptied_and_whole_groups_do_not_count() -> None:
-    blind = frozenset({"a", "b"})
+    chance = frozenset({"a", "b"})
 
-    assert applicability_warning(plan(a=(16, 0), b=(16, 16)), blind, "l2") is None
+    assert applicability_warning(plan(a=(16, 0), b=(16, 16)), chance, "l2") is None
 
 
 def test_groups_of_chance_are_found() -> None:
@@ -228,12 +228,20 @@ def test_the_page_shows_maps_and_what_was_found_in_words(tmp_path) -> None:
         likeness=((1.0, 0.5), (0.5, 1.0)),
     )
 
-    write_inspection(
-        ChannelMap(groups=()), (), "net", tmp_path / "page.html", diagnosis=found, network=network
+    inspection = Inspection(
+        title="net",
+        channels=ChannelMap(groups=()),
+        layers=(),
+        floors=(),
+        form=Form(taken="graph", reason="as asked", graph_share=1.0),
+        diagnosis=found,
+        network=network,
     )
+
+    write_inspection(inspection, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
 
-    # Of two groups and four criteria, those of size are blind on the Gaussian group.
+    # Of two groups and four criteria, those of size are chance on the Gaussian group.
     assert f"{4 - sum(s.applicable for s in found.groups[0].spreads)} of 8 cells are empty" in page
     assert "a&lt;b&gt;" in page and "a<b>" not in page
     assert all(text.replace("'", "&#39;") in page for text in found.verdicts)

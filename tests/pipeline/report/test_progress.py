@@ -15,9 +15,9 @@ def test_without_a_terminal_every_stage_is_one_line():
 
     with progress.StageProgress(console) as stages:
         for name in ("sweep", "fine-tuning"):
-            with stages.stage(name) as told:
+            with stages.stage(name) as report:
                 for step in range(50):
-                    told(step + 1, 50, f"step {step + 1}")
+                    report(step + 1, 50, f"step {step + 1}")
 
     first, second = console.file.getvalue().splitlines()
     assert first.startswith("sweep: done in ") and first.endswith("step 50")
@@ -41,9 +41,9 @@ def test_a_long_stage_lets_a_log_know_that_it_lives(monkeypatch):
     monkeypatch.setattr(progress, "_HEARTBEAT_S", 0.0)
     console = log_console()
 
-    with progress.StageProgress(console) as stages, stages.stage("sweep") as told:
-        told(1, 4, "a")
-        told(2, 0, "b")
+    with progress.StageProgress(console) as stages, stages.stage("sweep") as report:
+        report(1, 4, "a")
+        report(2, 0, "b")
 
     lines = console.file.getvalue().splitlines()
     assert lines[0].startswith("sweep: 1 of 4, about ") and lines[0].endswith(" left, a")
@@ -53,9 +53,12 @@ def test_a_long_stage_lets_a_log_know_that_it_lives(monkeypatch):
 def test_on_a_terminal_a_stage_has_a_bar_that_fills():
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
 
-    with progress.StageProgress(console, bars=True) as stages, stages.stage("[sweep]") as told:
-        told(1, 4, "first")
-        told(2, 4, "second")
+    with (
+        progress.StageProgress(console, draws_bars=True) as stages,
+        stages.stage("[sweep]") as report,
+    ):
+        report(1, 4, "first")
+        report(2, 4, "second")
 
     text = console.file.getvalue()
     assert "[sweep]" in text and "100 %" in text and "second" in text

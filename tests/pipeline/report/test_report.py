@@ -9,9 +9,10 @@ from hardware.errors import StorageError
 from hardware.graph.channel_map import ChannelMap, FrozenAxis, Group
 from hardware.latency.layers import Layer, LayerKey
 from pipeline.channels import counts as counting
-from pipeline.records import Choice
+from pipeline.records import Choice, Form
 from pipeline.report import figures as drawing
-from pipeline.report.report import LayerRow, write_inspection, write_report
+from pipeline.report.inspect import Inspection, write_inspection
+from pipeline.report.report import LayerRow, write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 NAN = float("nan")
@@ -332,11 +333,19 @@ def test_an_inspection_tells_groups_coupled_layers_and_what_is_frozen(
 ):
     path = tmp_path / "inspection.html"
 
-    write_inspection(channels, layers, "<ResNet-20>", path, floors=floors)
+    found = Inspection(
+        title="<ResNet-20>",
+        channels=channels,
+        layers=layers,
+        floors=floors,
+        form=Form(taken="class", reason="as asked", graph_share=0.5, class_share=0.25),
+    )
+
+    write_inspection(found, path)
     page = Page(path.read_text())
 
     assert "48.8 % of all convolution channels can be pruned" in page.text  # 336 of 688
-    assert "<ResNet-20>" in page.text
+    assert "<ResNet-20>" in page.text and "Class form: as asked." in page.text
     assert page.row("layer3.0.conv1 64 48") == (
         "layer3.0.conv1 64 48 0.25 – yes layer3.0.conv1 layer3.0.conv2"
     )

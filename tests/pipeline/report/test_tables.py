@@ -31,6 +31,7 @@ def test_a_verdict_shows_before_after_limits_and_files(verdict):
     assert "accuracy 91.73 % 91.40 % −0.33 points on 10,000 test images" in text
     assert "limit held latency 0.2410 ms, target 0.2472 ms" in text
     assert verdict.engine in text and verdict.report in text
+    assert text.count("OpenVINO, fp32, batch 1, 1 thread") == 1
 
 
 def test_a_missed_limit_is_marked(verdict):
@@ -57,11 +58,11 @@ def test_the_comparison_has_one_row_per_runtime_and_uncut_paths(verdict, width):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_plan_gives_every_group_its_width_and_reason(plan, floors, width):
-    text = squeezed(showing.plan_table(plan, floors, {"layer1.0.conv1.weight": 5.25}), width)
+    text = squeezed(showing.plan_table(plan, floors), width)
 
     for choice in plan.choices:
         assert choice.group.removesuffix(".weight") in text
-    assert "layer1.0.conv1 16 → 8 4 5.2 saliency: the next" in text
+    assert "layer1.0.conv1 16 → 8 4 saliency: the next" in text
     assert "gap 0.042 %" in text and "every latency measured" in text
 
 
@@ -88,15 +89,6 @@ def test_frozen_channels_are_listed_with_reasons_and_unknown_operators(channels)
 
     assert "fc 10 network output" in text
     assert "com.vendor::FancyPool (2×)" in text
-
-
-def test_devices_say_what_to_install():
-    rows = [("ort", "1.31.1", "CPU", None), ("trt", "", "", "pip install 'espalier-cnn[tensorrt]'")]
-
-    text = squeezed(showing.devices_table(rows), 120)
-
-    assert "ort 1.31.1 CPU ready" in text
-    assert "espalier-cnn[tensorrt]" in text
 
 
 def test_brackets_in_names_are_not_taken_for_markup(plan):
