@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 
 from hardware.cli import devices
 from hardware.commands.bench import add_bench
 from hardware.commands.build import build
+from hardware.commands.console import err, out
 from hardware.commands.measure import measure
 from hardware.commands.table import tables
 from hardware.errors import HardwareError
@@ -35,22 +35,20 @@ app.command()(measure)
 app.command()(build)
 app.add_typer(tables, name="profile")
 add_bench(app)
-out = Console()
-err = Console(stderr=True)
 
 RecipePath = Annotated[
-    Path, typer.Argument(help="YAML recipe; every key is explained in the README.")
+    Path, typer.Argument(help="YAML recipe: network, images, target; see pipeline/recipe.py")
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a key: --set target.latency_ratio=0.5"
+        "--set", metavar="KEY=VALUE", help="Override a key: target.latency_ratio=0.5; repeatable"
     ),
 ]
 Restart = Annotated[
-    bool, typer.Option("--restart", help="Discard what an earlier run left in `out`.")
+    bool, typer.Option("--restart", help="Discard what an earlier run left in `out`")
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every layer and every turn.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every stage as it goes")]
 
 
 @app.command()
@@ -60,10 +58,15 @@ def compress(
     restart: Restart = False,
     verbose: Verbose = False,
 ) -> None:
-    """Prune, fine-tune, build, verify: from a trained network to an engine that meets its target.
+    """Prune, fine-tune, build and verify: from a trained network to an engine within its target.
 
-    Run the same command again after a kill or Ctrl-C: it continues where it stopped.
-    Exit code 0: the verdict passes. 1: it does not. 2: bad input, with a message.
+    Example: `espalier compress recipe.yaml --set target.latency_ratio=0.5`
+
+    Leaves the engine, the pruned network, `verdict.json` and `report.html` in the recipe's `out`.
+    After a kill or Ctrl-C the same command continues where it stopped.
+
+    Exit codes: **0** the verdict passes, **1** it does not, **2** bad input (the message says what
+    to do), **130** interrupted.
     """
     with reported(verbose):
         from pipeline.recipe import read_recipe
@@ -86,7 +89,16 @@ def plan(
     restart: Restart = False,
     verbose: Verbose = False,
 ) -> None:
-    """Show what `compress` would prune and why, and what it would gain. Changes no weight."""
+    """Show what `compress` would prune and why, and what it would gain; changes no weight.
+
+    Example: `espalier plan recipe.yaml --set plan.redundancy=none`
+
+    Measures the device as far as the plan needs it. `compress` continues from this plan. With
+    `--set target.device=FOLDER` the plan is for another device, by its table under `profiles`.
+
+    Exit codes: **0** there is a plan, **2** bad input or no plan meets the target (the message says
+    what can be met), **130** interrupted.
+    """
     with reported(verbose):
         from pipeline.recipe import read_recipe
         from pipeline.report.progress import StageProgress
@@ -113,16 +125,21 @@ def profile(
     with_weights: Annotated[
         bool, typer.Option("--with-weights", help="Put the weights into the bundle as well")
     ] = False,
-    home: Annotated[
+    imported: Annotated[
         Path | None,
         typer.Option("--import", help="Measure nothing; take in a table that came from a device"),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Measure the layers of the recipe's network on this device, in context, into a table.
+    """Measure the layers of a recipe's network on this device, inside the network, into a table.
 
-    `espalier profile RECIPE` is short for it. For another device: --bundle here, `espalier measure`
-    there, --import here.
+    Example: `espalier profile recipe.yaml` (`run` may be left out)
+
+    For another device: `espalier profile recipe.yaml --bundle bundle.zip` here, `espalier measure`
+    there, `espalier profile recipe.yaml --import table.json` here.
+
+    Exit codes: **0** the table is written, **2** bad input, **130** interrupted; what was measured
+    is saved.
     """
     with reported(verbose):
         from hardware.latency.trust import cross_validate
@@ -133,7 +150,7 @@ def profile(
         from pipeline.report.tables import latency_table
         from pipeline.run import make_table
 
-        if bundle is not None and home is not None:
+        if bundle is not None and imported is not None:
             raise RecipeError("--bundle writes and --import reads: give one of them.")
         if with_weights and bundle is None:
             raise RecipeError("--with-weights says what goes into a bundle: give --bundle FILE.")
@@ -141,8 +158,8 @@ def profile(
         with StageProgress(err) as stages:
             if bundle is not None:
                 manifest = make_bundle(asked, bundle, stages.stage, with_weights=with_weights)
-            elif home is not None:
-                path, table = import_table(asked, home, stages.stage)
+            elif imported is not None:
+                path, table = import_table(asked, imported, stages.stage)
             else:
                 path, table = make_table(asked, stages.stage)
             if bundle is None:
@@ -156,7 +173,7 @@ def profile(
             )
             return
         out.print(latency_table(path, table, checked))
-        if home is not None:
+        if imported is not None:
             out.print(f"Plan for it with --set target.device={table.key.folder}", markup=False)
 
 
@@ -175,8 +192,8 @@ def inspect(
             show_default="3,224,224",
         ),
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="safetensors file")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page as well")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Weights: a safetensors file")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page as well")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables")] = False,
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Compare all criteria on the images of --data")
@@ -196,7 +213,16 @@ def inspect(
     overrides: Overrides = None,
     verbose: Verbose = False,
 ) -> None:
-    """Show the pruning groups of a network, how redundant each is, and what is frozen and why."""
+    """Show the pruning groups of a network, how redundant each is, and what is frozen and why.
+
+    Examples: `espalier inspect timm:resnet18 --html page.html`,
+    `espalier inspect recipe.yaml --diagnose`
+
+    With --diagnose: which criteria rank alike on this network, and where each can tell filters
+    apart. Measures no latency and changes nothing.
+
+    Exit codes: **0** shown, **2** bad input, **130** interrupted.
+    """
     with reported(verbose):
         from pipeline import wording
         from pipeline.report.diagnosis_tables import diagnosis_tables
@@ -232,7 +258,7 @@ def inspect(
 
 @contextmanager
 def reported(verbose: bool) -> Iterator[None]:
-    """Turn our errors into one message and exit code 2, and Ctrl-C into a promise that holds."""
+    """End with one message: exit code 2 for our errors, 130 for Ctrl-C."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
         format="%(message)s",

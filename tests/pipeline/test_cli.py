@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
@@ -49,6 +50,26 @@ def images(tmp_path):
                 place = tmp_path / "images" / split / name / f"{index}.png"
                 Image.new("L", (16, 16), index).save(place)
     return tmp_path / "images"
+
+
+def commands(group, *words: str) -> list[tuple[str, ...]]:
+    """Return the words of every command, those of groups of commands included."""
+    if not hasattr(group, "commands"):
+        return [words]
+    return [
+        found for name, command in group.commands.items()
+        for found in commands(command, *words, name)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", commands(typer.main.get_group(app)), ids=" ".join)
+def test_the_help_of_every_command_has_an_example_and_the_exit_codes(words):
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
+    said = " ".join(result.output.split())
+
+    assert result.exit_code == 0
+    assert f"espalier {' '.join(words)} ".replace("profile run ", "profile ") in said
+    assert "Exit codes:" in said and "130" in said
 
 
 def test_plan_shows_the_plan_and_changes_nothing(tmp_path):
