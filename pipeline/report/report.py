@@ -69,6 +69,7 @@ class Report:
     command: str
     sparse_epochs: tuple[EpochRecord, ...] = ()  # of the training before surgery
     sparsified: str = "none"  # its method
+    rounds: int = 1  # of planning, pruning and fine-tuning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,8 @@ def write_report(report: Report, path: Path) -> None:
         frozen=counting.frozen_rows(report.channels),
         mixing=[group for group in report.channels.prunable if group.mixes],
         totals=_totals(report.layers),
+        epochs=_named(report.epochs),
+        sparse_epochs=_named(report.sparse_epochs),
         slowest=sorted(report.layers, key=lambda row: -row.after_us)[:3],
         figures=_figures(report),
     )
@@ -200,6 +203,22 @@ def _layers_figure(layers: Sequence[LayerRow]) -> drawing.Drawing:
     )
 
 
+def _named(epochs: Sequence[EpochRecord]) -> list[tuple[str, EpochRecord]]:
+    """Return every epoch with its name: its number, behind that of its round if there are several.
+
+    Epochs count from 1 in every round, so a new one begins where the count does not go on.
+    """
+    rounds: list[int] = []
+    for place, epoch in enumerate(epochs):
+        begins = place == 0 or epoch.epoch <= epochs[place - 1].epoch
+        rounds.append((rounds[-1] if rounds else 0) + begins)
+    several = bool(rounds) and rounds[-1] > 1
+    return [
+        (f"{number}.{epoch.epoch}" if several else str(epoch.epoch), epoch)
+        for number, epoch in zip(rounds, epochs, strict=True)
+    ]
+
+
 def _training_figure(name: str, epochs: Sequence[EpochRecord]) -> drawing.Drawing:
     losses: dict[str, Sequence[float]] = {
         "validation": [epoch.val_loss for epoch in epochs],
@@ -211,7 +230,7 @@ def _training_figure(name: str, epochs: Sequence[EpochRecord]) -> drawing.Drawin
         f"Validation accuracy over {len(epochs)} epochs, from {wording.pct(accuracy[0])} to "
         f"{wording.pct(accuracy[-1])}, with the losses",
         lambda width: drawing.training_curves(
-            [str(epoch.epoch) for epoch in epochs], accuracy, losses, width
+            [label for label, _ in _named(epochs)], accuracy, losses, width
         ),
     )
 
