@@ -64,7 +64,7 @@ def resolve(unions: Unions, choices: Sequence[Choice]) -> None:
 
 
 def _ids(choice: Choice) -> Ids:
-    """Return every id that a choice speaks of."""
+    """Return every id that a choice touches."""
     parts = [np.zeros(1, dtype=np.int64)]
     for option in choice:
         parts += [ids.reshape(-1) for pair in option.unions for ids in pair]
@@ -86,7 +86,7 @@ def _score(option: Option, involved: Ids, roots: Ids) -> float:
 
 
 def _apply(unions: Unions, option: Option, roots: Ids) -> bool:
-    """Make the ties of an option; return whether anything changed."""
+    """Make the ties of an option; return whether that changed anything."""
     changed = False
     for one, other in option.unions:
         changed |= bool((roots[one] != roots[other]).any())

@@ -1,4 +1,4 @@
-"""Rules of operators that keep channels apart, or mix them: element-wise, norms, pools, sums."""
+"""Rules of operators whose channels stay where they are: element-wise, norms, pools, reductions."""
 
 import numpy as np
 from onnx import NodeProto
@@ -22,7 +22,7 @@ def elementwise(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
         for axis in range(len(shape)):
             parts = [f.reshape(-1) for v in values for f in v.fields if f.shape[axis] > 1]
             if len(shape) > 1 and parts:
-                trace.unions.liken(np.concatenate(parts))
+                trace.unions.share_roles(np.concatenate(parts))
     return [Value(shape=shape, fields=fields, is_constant=constant)]
 
 
@@ -194,7 +194,7 @@ def mixing(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
 
 
 def ordered(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
-    """Let positions along one axis depend on their order: CumSum, TopK, ArgMax, ReverseSequence."""
+    """Fix the axis along which the order of positions counts: CumSum, TopK, ArgMax, ArgMin."""
     value, shapes = source(inputs), output_shapes(trace, node)
     axis = attributes(node).get("axis", 0 if node.op_type.startswith("Arg") else -1)
     if node.op_type == "CumSum":

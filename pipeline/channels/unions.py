@@ -27,18 +27,18 @@ class Block:
 
 @dataclass(slots=True)
 class Unions:
-    """A growing set of ids, the pairs that were united, and what is known of them."""
+    """A growing set of ids, the pairs of them that go together, and what is known of them."""
 
     count: int = 1
     blocks: list[Block] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)  # by index of the block
-    alike: list[set[int]] = field(default_factory=list)  # blocks that play the same role
+    same_role: list[set[int]] = field(default_factory=list)  # sets of blocks
     reasons: dict[str, int] = field(default_factory=dict)  # why frozen -> the id that stands for it
     mixed: list[tuple[Ids, tuple[int, ...], str]] = field(default_factory=list)
     _pairs: list[tuple[Ids, Ids]] = field(default_factory=list)
 
     def fresh(self, extent: int) -> Ids:
-        """Return `extent` ids that nobody has."""
+        """Return `extent` new ids."""
         ids = np.arange(self.count, self.count + extent, dtype=np.int64)
         self.count += extent
         return ids
@@ -50,7 +50,7 @@ class Unions:
         return self.fresh(extent)
 
     def unite(self, one: Ids, other: Ids) -> None:
-        """Say that ids at the same place of two arrays, broadcast, are one."""
+        """Record that ids at the same place of two arrays, broadcast, go together."""
         if one is other:
             return
         a, b = np.broadcast_arrays(one, other)
@@ -59,21 +59,21 @@ class Unions:
             self._pairs.append((a[differ], b[differ]))
 
     def freeze(self, ids: Ids, reason: str) -> None:
-        """Say that these ids may not be removed, and why."""
+        """Record that these ids may not be removed, and why."""
         if reason not in self.reasons:
             self.reasons[reason] = int(self.fresh(1)[0])
         self.unite(np.unique(ids), np.array(self.reasons[reason]))
 
     def mix(self, labels: Ids, axes: tuple[int, ...], operator: str) -> None:
-        """Say that an operator mixes what lies along these axes: removing differs from masking.
+        """Record that an operator mixes what lies along these axes: removing differs from masking.
 
         Nothing is mixed if in the end the labels do not vary along the axes.
         """
         self.mixed.append((labels, axes, operator))
 
     def mark(self, ids: Ids, role: str) -> None:
-        """Say what the parameter axes that these ids stand for are to the layer that reads them."""
-        for index in self._with_alike(self.blocks_of(ids)):
+        """Record the role of the parameter axes behind these ids in the layer that reads them."""
+        for index in self._with_same_role(self.blocks_of(ids)):
             if RANKS[role] > RANKS[self.roles.get(index, "other")]:
                 self.roles[index] = role
 
@@ -88,23 +88,23 @@ class Unions:
                 found[index] = None
         return list(found)
 
-    def liken(self, ids: Ids) -> None:
-        """Say that what the axes behind these ids are to a layer, all of them are: w = w1 + w2."""
-        self.alike.append(set(self.blocks_of(ids)))
+    def share_roles(self, ids: Ids) -> None:
+        """Record that the axes behind these ids have one role, as those of w1 and w2 in w1 + w2."""
+        self.same_role.append(set(self.blocks_of(ids)))
 
-    def _with_alike(self, indices: list[int]) -> set[int]:
-        """Return blocks and all that are alike to them."""
+    def _with_same_role(self, indices: list[int]) -> set[int]:
+        """Return blocks and all that have the same role as one of them."""
         found = set(indices)
         before = 0
         while len(found) > before:
             before = len(found)
-            for some in self.alike:
+            for some in self.same_role:
                 if some & found:
                     found |= some
         return found
 
     def roots(self) -> Ids:
-        """Return for every id the smallest id that it is one with; frozen ids have root 0."""
+        """Return for every id the smallest id that goes with it; frozen ids have root 0."""
         pairs = list(self._pairs)
         if self.reasons:
             frozen = np.array(sorted(self.reasons.values()), dtype=np.int64)
@@ -112,7 +112,7 @@ class Unions:
         return components(pairs, self.count)
 
     def frozen_reasons(self) -> dict[int, str]:
-        """Return a reason for every frozen id that was frozen by name or united with such a one."""
+        """Return for every frozen id the reason, its own or that of an id that it goes with."""
         label = components(self._pairs, self.count)
         by_label: dict[int, str] = {}
         for reason, number in self.reasons.items():
