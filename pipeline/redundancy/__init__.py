@@ -26,7 +26,7 @@ SCORES: Mapping[str, Callable[[GroupView], Tensor]] = {
     "effective": scores.by_gradients,
     "effective_threshold": scores.by_gradients,
     "effective_entropy": scores.by_gradients,
-    "functionality": scores.by_likeness,
+    "functionality": scores.by_correlation,
     "functionality_maximised": scores.by_patterns,
     "feature_rank": scores.by_responses,
     "none": scores.unknown,

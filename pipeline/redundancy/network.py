@@ -17,7 +17,7 @@ class NetworkRedundancy(Record):
     compression: tuple[MaximumCompression, ...]  # by every count of effective filters
     note: str = ""  # why there is none
     groups: tuple[str, ...]  # whose responses were compared
-    likeness: tuple[tuple[float, ...], ...]  # linear CKA of every two of them, 0..1
+    similarity: tuple[tuple[float, ...], ...]  # linear CKA of every two of them, 0..1
 
 
 def network_redundancy(views: Sequence[GroupView]) -> NetworkRedundancy:
@@ -30,7 +30,7 @@ def network_redundancy(views: Sequence[GroupView]) -> NetworkRedundancy:
         views: of every group, with gradients and responses.
 
     Reference:
-        See `maximum_compression` and `similarity`.
+        See `maximum_compression` and `linear_cka`.
     """
     seen = [view for view in views if view.responses]
     pooled = [view.responses[0].pooled for view in seen]
@@ -44,11 +44,11 @@ def network_redundancy(views: Sequence[GroupView]) -> NetworkRedundancy:
         compression=compression,
         note=note,
         groups=tuple(view.name for view in seen),
-        likeness=tuple(tuple(similarity(one, other) for other in pooled) for one in pooled),
+        similarity=tuple(tuple(linear_cka(one, other) for other in pooled) for one in pooled),
     )
 
 
-def similarity(first: Tensor, second: Tensor) -> float:
+def linear_cka(first: Tensor, second: Tensor) -> float:
     """Return the linear CKA of two layers' responses to the same images.
 
     It is 0 for unrelated responses, 1 where they are equal but for rotation and scale.

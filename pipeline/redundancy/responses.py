@@ -149,13 +149,13 @@ def _one_per_cluster(group: GroupView, sizes: Sequence[int], what: str, rest: st
     )
 
 
-def _cluster_sizes(alikeness: Tensor, least: float) -> list[int]:
+def _cluster_sizes(similarity: Tensor, least: float) -> list[int]:
     """Return how many filters every function has."""
-    width = len(alikeness)
+    width = len(similarity)
     if width < 2:
         return [1] * width
     rows, columns = torch.triu_indices(width, width, offset=1)
-    apart = (1 - alikeness[rows, columns]).clamp_min(0).double().numpy()
+    apart = (1 - similarity[rows, columns]).clamp_min(0).double().numpy()
     labels = hierarchy.fcluster(hierarchy.complete(apart), 1 - least + ROUNDING, "distance")
     return [int(count) for count in torch.bincount(torch.from_numpy(labels).long()) if count]
 

@@ -44,7 +44,7 @@ def by_gradients(group: GroupView) -> Tensor:
     return _spanned(products_of(group).sum(dim=0))
 
 
-def by_likeness(group: GroupView) -> Tensor:
+def by_correlation(group: GroupView) -> Tensor:
     """Score each filter by the correlation of its responses with those of the most alike other one.
 
     Returns:
@@ -91,11 +91,11 @@ def unknown(group: GroupView) -> Tensor:
     return torch.zeros(group.width)
 
 
-def _nearest(alikeness: Tensor) -> Tensor:
+def _nearest(similarity: Tensor) -> Tensor:
     """Return the largest entry of each row beside the diagonal, at least 0."""
-    if len(alikeness) < 2:
-        return torch.zeros(len(alikeness))
-    others = alikeness.clone().fill_diagonal_(-1)
+    if len(similarity) < 2:
+        return torch.zeros(len(similarity))
+    others = similarity.clone().fill_diagonal_(-1)
     return others.amax(dim=1).clamp(0, 1)
 
 

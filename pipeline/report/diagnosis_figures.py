@@ -27,7 +27,7 @@ def diagnosis_figures(
         figures["criteria"] = criteria_map(diagnosis)
         figures["applicability"] = applicability_map(diagnosis)
     if network is not None and network.groups:
-        figures["likeness"] = likeness_map(network)
+        figures["similarity"] = similarity_map(network)
     return figures
 
 
@@ -58,13 +58,13 @@ def applicability_map(diagnosis: Diagnosis) -> drawing.Drawing:
     )
 
 
-def likeness_map(network: NetworkRedundancy) -> drawing.Drawing:
+def similarity_map(network: NetworkRedundancy) -> drawing.Drawing:
     """Return how alike every two groups respond: linear CKA."""
     names = [wording.layer_of(group) for group in network.groups]
     return drawing.draw(
-        "likeness",
+        "similarity",
         f"Linear CKA of the responses of every two of {len(names)} groups",
-        lambda width: value_map(names, names, network.likeness, width, written=False),
+        lambda width: value_map(names, names, network.similarity, width, written=False),
     )
 
 

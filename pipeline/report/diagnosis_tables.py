@@ -34,7 +34,7 @@ def _network_lines(network: NetworkRedundancy | None) -> list[str]:
     found = [f"Maximum compression before effective filters are lost, of all filters: {shares}."]
     names = network.groups
     pairs = [
-        (network.likeness[place][place + 1], names[place], names[place + 1])
+        (network.similarity[place][place + 1], names[place], names[place + 1])
         for place in range(len(names) - 1)
     ]
     if pairs:

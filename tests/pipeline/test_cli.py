@@ -235,7 +235,7 @@ def test_inspect_compares_criteria_on_images(tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "Applicability:" in shown.output and "18 criteria on 64 images" in shown.output
     assert "Maximum compression" in shown.output and "linear CKA" in shown.output
-    assert len(json.loads(printed)["network"]["likeness"]) == len(body["groups"])
+    assert len(json.loads(printed)["network"]["similarity"]) == len(body["groups"])
     assert "What criteria mean here" in page.read_text()
     assert body["images"] == 64 and "thinet" in body["criteria"]
     assert len(body["groups"][0]["agreements"]) == len(body["network"]) == 18 * 17 / 2

@@ -225,7 +225,7 @@ def test_the_page_shows_maps_and_what_was_found_in_words(tmp_path) -> None:
     network = NetworkRedundancy(
         compression=(MaximumCompression(count="energy", share=0.25, low=0.2, high=0.3125),),
         groups=("a<b>.weight", "even.weight"),
-        likeness=((1.0, 0.5), (0.5, 1.0)),
+        similarity=((1.0, 0.5), (0.5, 1.0)),
     )
 
     inspection = Inspection(
@@ -264,7 +264,7 @@ def test_the_terminal_tells_of_the_whole_network() -> None:
     network = NetworkRedundancy(
         compression=(MaximumCompression(count="energy", share=0.5, low=0.4, high=0.6),),
         groups=("a", "b"),
-        likeness=((1.0, 0.75), (0.75, 1.0)),
+        similarity=((1.0, 0.75), (0.75, 1.0)),
     )
     console = Console(width=160, file=io.StringIO())
 

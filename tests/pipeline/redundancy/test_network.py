@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.redundancy.network import network_redundancy, similarity
+from pipeline.redundancy.network import linear_cka, network_redundancy
 from tests.pipeline.maps import draw, seen, view
 
 
@@ -19,8 +19,8 @@ def test_a_network_as_a_whole_has_a_maximum_compression_and_groups_that_respond_
     found = network_redundancy(views)
 
     assert found.groups == ("a", "b", "c")
-    assert found.likeness[0] == pytest.approx([1, 1, found.likeness[2][0]])
-    assert found.likeness[0][2] < 0.5
+    assert found.similarity[0] == pytest.approx([1, 1, found.similarity[2][0]])
+    assert found.similarity[0][2] < 0.5
     assert [(one.count, one.share) for one in found.compression] == [
         ("energy", 0), ("threshold", 0), ("entropy", pytest.approx(0, abs=1e-6))
     ]  # fmt: skip
@@ -39,5 +39,5 @@ def test_cka_ignores_rotation_and_scale_and_sees_independence() -> None:
     turn = torch.linalg.qr(torch.randn(4, 4, generator=draw()))[0]
     apart = torch.linalg.qr(torch.cat([torch.ones(50, 1), values, values.roll(7, 0)], dim=1))[0]
 
-    assert similarity(values, 3 * values @ turn) == pytest.approx(1, abs=1e-5)
-    assert similarity(apart[:, 1:5], apart[:, 5:9]) == pytest.approx(0, abs=1e-5)
+    assert linear_cka(values, 3 * values @ turn) == pytest.approx(1, abs=1e-5)
+    assert linear_cka(apart[:, 1:5], apart[:, 5:9]) == pytest.approx(0, abs=1e-5)
