@@ -209,8 +209,9 @@ def _owners_of(layer: Layer, part: ParameterSlice) -> Tensor:
     transposed one has one row of filters for them.
     """
     owners = torch.tensor(part.units)
-    repeated = part.axis == 1 and not isinstance(layer, nn.Linear)
-    return owners.repeat(layer.groups) if repeated else owners
+    if isinstance(layer, nn.Linear) or part.axis == 0:
+        return owners
+    return owners.repeat(layer.groups)
 
 
 def _run(
