@@ -16,7 +16,12 @@ out = Console()
 
 @app.command()
 def devices() -> None:
-    """Show this machine and the runtimes that can build and time engines on it."""
+    """Show this machine and the runtimes that can build and time engines on it; needs no torch.
+
+    Example: `espalier devices`
+
+    Exit codes: **0** shown, **130** interrupted.
+    """
     device = this_device()
     facts = Table(
         title=f"{device.name} ({device.fingerprint[:12]})", show_header=False, title_justify="left"

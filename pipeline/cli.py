@@ -30,14 +30,9 @@ app = typer.Typer(
     help="Shape a CNN to the device it will run on: measure, prune whole filters, fine-tune, "
     "and hand back an engine that meets its latency target as measured.",
 )
-app.command()(devices)
-app.command()(measure)
-app.command()(build)
-app.add_typer(tables, name="profile")
-add_bench(app)
 
 RecipePath = Annotated[
-    Path, typer.Argument(help="YAML recipe: network, images, target; see pipeline/recipe.py")
+    Path, typer.Argument(help="YAML recipe; every key is explained in pipeline/README.md")
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -254,6 +249,13 @@ def inspect(
             out.print(wording.form(found.form), markup=False, highlight=False)
             if found.diagnosis is not None:
                 out.print(diagnosis_tables(found.diagnosis, found.network))
+
+
+add_bench(app)
+app.command()(measure)
+app.command()(build)
+app.command()(devices)
+app.add_typer(tables, name="profile")
 
 
 @contextmanager

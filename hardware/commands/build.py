@@ -20,7 +20,12 @@ def build(
         typer.Option(help="Compute capability to build for, such as 8.9; needs no GPU; trt only"),
     ] = None,
 ) -> None:
-    """Build an engine of an ONNX file. Exit code 2: bad input, or the runtime cannot do it here."""
+    """Build an engine of an ONNX file, for this machine or for an NVIDIA chip that is not here.
+
+    Example: `espalier build model.onnx --runtime ov --output build/engine`
+
+    Exit codes: **0** built, **2** bad input or the runtime cannot do it here, **130** interrupted.
+    """
     with reported("Interrupted."):
         from hardware.errors import BuildError, RuntimeMissingError
         from hardware.graph.carve import load_model

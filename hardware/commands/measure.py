@@ -19,10 +19,15 @@ def measure(
         float, typer.Option(min=0.1, help="How long to measure; the more, the better it predicts")
     ] = 1.0,
 ) -> None:
-    """Measure a bundle's network on this device into a latency table.
+    """Measure a bundle's network on this device into a latency table; needs no torch.
+
+    Example: `espalier measure bundle.zip --runtime ov --output table.json`
 
     Needs the base install and one runtime. Every measurement is saved at once: after a kill the
-    same command continues. Exit code 2: bad input, or this machine measures something else.
+    same command continues.
+
+    Exit codes: **0** the table is written, **2** bad input or this machine measures something else,
+    **130** interrupted.
     """
     with reported(f"Interrupted. What was measured is in {output}; the same command continues."):
         from hardware.bundle import read_bundle

@@ -40,10 +40,14 @@ def show(
     rows: Annotated[int, typer.Option(min=1, help="Kinds of layers, the slowest first")] = 8,
     page: Annotated[Path | None, typer.Option(help="Write all of them as an HTML page")] = None,
 ) -> None:
-    """Draw the staircases: what each kind of layer takes, by its width.
+    """Draw the staircases in a table: what each kind of layer takes, by its width.
 
-    And say how far the table can be trusted: how far off each measured network is when the others
+    Example: `espalier profile show profiles/DEVICE/ov-fp32-b1-t1.json --page stairs.html`
+
+    Also says how far the table can be trusted: how far off each measured network is when the others
     predict it.
+
+    Exit codes: **0** shown, **2** bad input, **130** interrupted.
     """
     with reported("Interrupted."):
         from hardware.latency.page import staircase_page
@@ -80,9 +84,13 @@ def diff(
     after: TablePath,
     rows: Annotated[int, typer.Option(min=1, help="Layers, the largest changes first")] = 20,
 ) -> None:
-    """Say which layers got slower or faster, for example with another version of the runtime.
+    """Show which layers got slower or faster, for example with another version of the runtime.
+
+    Example: `espalier profile diff before.json after.json`
 
     Both tables must be of one device, runtime and setting.
+
+    Exit codes: **0** shown, **2** bad input, **130** interrupted.
     """
     with reported("Interrupted."):
         from hardware.latency.compare import changes
@@ -120,7 +128,12 @@ def merge_tables(
     second: TablePath,
     output: Annotated[Path, typer.Option("--output", "-o", help="The table of both")],
 ) -> None:
-    """Put two tables of one device, runtime, version and setting into one."""
+    """Put two tables of one device, runtime, version and setting into one.
+
+    Example: `espalier profile merge first.json second.json --output both.json`
+
+    Exit codes: **0** merged, **2** bad input, **130** interrupted.
+    """
     with reported("Interrupted."):
         from hardware.latency.table import load_table, merge
 
@@ -142,9 +155,13 @@ def prune(
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete; else only list")] = False,
 ) -> None:
-    """Remove what older versions of the runtime left beside a table.
+    """List, or delete, what older versions of the runtime left beside a table.
+
+    Example: `espalier profile prune profiles/DEVICE/ov-fp32-b1-t1.json --delete`
 
     A table whose runtime was updated is set aside under its version and never read again.
+
+    Exit codes: **0** listed or deleted, **2** bad input, **130** interrupted.
     """
     with reported("Interrupted."):
         from hardware.latency.compare import remove, stale

@@ -68,7 +68,7 @@ def test_the_help_of_every_command_has_an_example_and_the_exit_codes(words):
     said = " ".join(result.output.split())
 
     assert result.exit_code == 0
-    assert f"espalier {' '.join(words)} ".replace("profile run ", "profile ") in said
+    assert f"espalier {' '.join(words)} ".replace("profile run ", "profile ") in f"{said} "
     assert "Exit codes:" in said and "130" in said
 
 
