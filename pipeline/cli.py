@@ -100,13 +100,17 @@ def plan(
         from pipeline.report.tables import plan_table
         from pipeline.run import make_plan
 
+        asked = read_recipe(recipe, tuple(overrides or ()))
         with StageProgress(err) as stages:
-            fitted = make_plan(
-                read_recipe(recipe, tuple(overrides or ())), stages.stage, restart=restart
-            )
+            fitted = make_plan(asked, stages.stage, restart=restart)
         out.print(plan_table(fitted.plan, fitted.floors))
         if not fitted.loop:
             out.print("Predicted by the device's table; the planned network was not measured.")
+        elif asked.plan.rounds > 1:
+            out.print(
+                f"The first of {asked.plan.rounds} rounds; the others are planned when the network "
+                "has been fine-tuned."
+            )
 
 
 @tables.command("run")
