@@ -30,7 +30,7 @@ class Shares:
 def coupled_layers(group: Group) -> tuple[str, ...]:
     """Return the layers whose filters make the group's channels, in graph order."""
     roles = ("filter", "depthwise")
-    names = (wording.layer_of(piece.parameter) for piece in group.slices if piece.role in roles)
+    names = (wording.layer_of(part.parameter) for part in group.slices if part.role in roles)
     return tuple(dict.fromkeys(names))
 
 
@@ -53,10 +53,10 @@ def filters_removed(channels: ChannelMap, plan: Plan) -> tuple[int, int]:
     removed = total = 0
     for group in channels.groups:
         stays = set(plan.keep.get(group.name, range(group.width)))
-        for piece in group.slices:
-            if piece.role in ("filter", "depthwise"):
-                units = [unit for unit in piece.units if unit >= 0]
-                kept = stays if piece.parameter not in emptied else set()
+        for part in group.slices:
+            if part.role in ("filter", "depthwise"):
+                units = [unit for unit in part.units if unit >= 0]
+                kept = stays if part.parameter not in emptied else set()
                 total += len(units)
                 removed += sum(unit not in kept for unit in units)
     removed += sum(axis.channels for axis in channels.frozen if axis.parameter in emptied)

@@ -66,7 +66,7 @@ def draw(name: str, label: str, paint: Callable[[int], Figure]) -> Drawing:
 
     Args:
         name: makes the ids of this figure different from those of its neighbours.
-        label: what a reader who cannot see the figure is told.
+        label: what the figure shows, in words, for a reader who cannot see it.
         paint: width in pixels to figure.
     """
     return Drawing(
