@@ -1,4 +1,4 @@
-"""Try everything that Espalier does on an NVIDIA GPU, and name what cannot run with its reason.
+"""Everything that Espalier does on an NVIDIA GPU, tried once; what cannot run is named with why.
 
     python -m benchmarks.gpu_check --network resnet18 --json gpu.json
 
@@ -12,6 +12,7 @@ not.
 import argparse
 import copy
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fidelity.measuring import Setting, build_table
-from benchmarks.fidelity.subjects import NETWORKS, Candidates, held_out, subject_of
+from benchmarks.fidelity.subjects import NETWORKS, Candidates, held_out, subject_of, template_of
 from hardware.errors import HardwareError, RuntimeMissingError
-from hardware.latency.predict import predict_plan_ms
-from hardware.latency.sweep import measure
-from hardware.latency.table import key_of, table_path
+from hardware.latency.sweep import Goal, Place, measure, prediction_errors, sweep
+from hardware.latency.table import LatencyTable, key_of, load_table, table_path
 from hardware.records import Record, save_record
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import Array, Engine, EngineSettings, Feeds
@@ -66,11 +65,11 @@ class Findings(Record):
 
 
 class CannotRunError(Exception):
-    """What a check needs is not there, which is no failure."""
+    """Something is not there: no failure."""
 
 
 def check_torch(subject: Subject, reference: Array, feeds: Feeds) -> Finding:
-    """Return the time of the network in torch, measured by CUDA events."""
+    """Time the network in torch, by CUDA events."""
     if not torch.cuda.is_available():
         raise CannotRunError("this torch sees no CUDA device")
     module = copy.deepcopy(subject.network.module).cuda().eval()
@@ -95,7 +94,7 @@ def check_torch(subject: Subject, reference: Array, feeds: Feeds) -> Finding:
 def check_engine(
     name: str, precision: str, subject: Subject, reference: Array, feeds: Feeds
 ) -> Finding:
-    """Return the time of the network on a runtime, and how far its outputs are off."""
+    """Build the network on a runtime, compare its outputs, and time it."""
     runtime = get_runtime(name)
     engine: Engine = runtime.build(subject.template, EngineSettings(precision=precision))
     parity = _difference(next(iter(engine.run(feeds).values())), reference)
@@ -104,7 +103,7 @@ def check_engine(
 
 
 def check_profile(subject: Subject, feeds: Feeds) -> Finding:
-    """Return how the times that TensorRT gives its layers compare with that of the whole."""
+    """Hold what TensorRT says of its layers against the time of the whole."""
     engine = get_runtime("trt").build(subject.template, EngineSettings(), profile=True)
     times = engine.node_times(feeds, 50)
     (series,) = time_together([engine.timer(feeds)], PROTOCOL)
@@ -123,36 +122,38 @@ def check_profile(subject: Subject, feeds: Feeds) -> Finding:
 def check_table(
     subject: Subject, candidates: Candidates, profiles: Path, plans: int, console: Console
 ) -> Finding:
-    """Measure a table with TensorRT, continue it, and return how well it predicts unseen plans."""
+    """Measure a table with TensorRT, continue it, and predict plans that it never saw."""
     runtime, settings = get_runtime("trt"), EngineSettings()
-    path = table_path(profiles, key_of(runtime, settings, 1))
-    setting = Setting(runtime=runtime, settings=settings, seed=0)
+    key = key_of(runtime, settings, 1)
+    path, template = table_path(profiles, key), template_of(subject)
+    place = Place(template=template, runtime=runtime, settings=settings, path=path)
+    goal = Goal(candidates=candidates)
 
-    def report(done: int, total: int, text: str) -> None:
+    def told(done: int, total: int, text: str) -> None:
         console.print(f"  table: {done} of {total}, {text}", highlight=False)
 
-    swept = build_table(subject, candidates, setting, path, report)
-    again = build_table(subject, candidates, setting, path, report)
-    errors = []
-    for _, widths in held_out(candidates, subject.channels, plans, seed=1):
-        parts = (subject.template, subject.channels, subject.layers)
-        predicted = predict_plan_ms(swept.table, subject.layers, widths)
-        _, variant = measure(*parts, widths, runtime, settings, swept.table)
-        measured = swept.table.corrected_ms(variant)
-        errors.append(100 * (predicted / measured - 1))
+    start = time.monotonic()
+    table = load_table(path, key) if path.exists() else LatencyTable(key=key)
+    table = sweep(place, goal, table, told)
+    seconds = time.monotonic() - start
+    again = sweep(place, goal, table, told)
+    unseen = held_out(candidates, subject.channels, plans, seed=1)
+    for _, widths in unseen:
+        table, _ = measure(place, widths, table)
+    judged = table.variants[-len(unseen) :]
+    errors = [100 * error for error in prediction_errors(table, judged)]
     return Finding(
         name="trt, latency table",
-        state="done" if again.builds == 0 else "failed",
-        detail=f"{swept.builds} builds in {swept.seconds:.0f} s, {again.builds} when repeated; "
-        f"median error of {len(errors)} plans {np.median(np.abs(errors)):.1f} %, "
-        f"worst {max(map(abs, errors)):.1f} %",
+        state="done" if len(again.variants) == len(table.variants) - len(unseen) else "failed",
+        detail=f"{len(again.variants)} builds in {seconds:.0f} s; median error of {len(errors)} "
+        f"plans {np.median(np.abs(errors)):.1f} %, worst {max(map(abs, errors)):.1f} %",
         table=str(path),
         errors_pct=tuple(round(error, 2) for error in errors),
     )
 
 
 def check_chip(chip: str, subject: Subject) -> Finding:
-    """Return what TensorRT builds for a chip that need not be here."""
+    """Build for a chip that need not be here."""
     runtime = TensorRt(capability=chip, package=RTX)
     if (missing := runtime.missing()) is not None:
         raise CannotRunError(missing)
@@ -185,7 +186,7 @@ def checks(
 
 
 def attempt(name: str, check: Callable[[], Finding]) -> Finding:
-    """Return what a check found, or why it found nothing."""
+    """Return what was found, or why nothing was."""
     try:
         return check()
     except (CannotRunError, RuntimeMissingError) as error:
@@ -210,7 +211,7 @@ def _difference(found: Array, expected: Array) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Try everything; return 1 where something that should work did not, else 0."""
+    """Try everything; 0 unless something that should work did not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=NETWORKS, default="resnet18")
     parser.add_argument("--plans", type=int, default=5, help="random plans that the table predicts")
@@ -227,12 +228,12 @@ def main(arguments: list[str] | None = None) -> int:
         err.print(f"trying {name}", highlight=False)
         found.append(attempt(name, check))
     table = Table("tried", "outcome", "")
-    before = ""
+    told = ""
     for finding in found:
         table.add_row(
-            finding.name, finding.state, "the same" if finding.detail == before else finding.detail
+            finding.name, finding.state, "likewise" if finding.detail == told else finding.detail
         )
-        before = finding.detail
+        told = finding.detail
     out.print(table)
     if options.json is not None:
         record = Findings(

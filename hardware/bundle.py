@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from hardware.errors import StorageError
 from hardware.graph.channel_map import ChannelMap
 from hardware.graph.model import initializers
-from hardware.latency.sweep import digest_of
+from hardware.latency.variant import digest_of
 from hardware.records import Record, parse_record, write_whole
 from hardware.runtimes.base import EngineSettings
 

@@ -7,18 +7,19 @@ from pathlib import Path
 
 from hardware.bundle import Bundle
 from hardware.errors import DeviceMismatchError, StorageError
-from hardware.latency.layers import Layer, LayerKey
-from hardware.latency.sweep import Progress, sweep
+from hardware.latency.layers import Layer
+from hardware.latency.predict import keys_of
+from hardware.latency.sweep import Goal, Place, Progress, sweep
 from hardware.latency.table import (
     LatencyTable,
     TableKey,
-    Variant,
     key_of,
     load_table,
     merge,
     table_path,
 )
 from hardware.latency.template_layers import layers_of
+from hardware.latency.variant import Template
 from hardware.lock import default_lock, machine_lock
 from hardware.runtimes import RUNTIMES
 from hardware.runtimes.base import Runtime
@@ -32,7 +33,7 @@ def measure_bundle(
     path: Path,
     *,
     builds: int | None = None,
-    minutes: float = 1.0,
+    minutes: float = 0.5,
     lock: Path | None = None,
     progress: Progress | None = None,
 ) -> LatencyTable:
@@ -58,19 +59,21 @@ def measure_bundle(
     table = load_table(path, key) if path.exists() else LatencyTable(key=key)
     digests = dict.fromkeys((*table.bundles, bundle.manifest.digest))
     with machine_lock(lock or default_lock()):
+        template = Template(
+            model=bundle.template,
+            channels=bundle.channels,
+            layers=layers_of(bundle.template, bundle.channels),
+        )
         table = sweep(
-            bundle.template,
-            bundle.channels,
-            layers_of(bundle.template, bundle.channels),
-            bundle.manifest.candidates,
-            runtime,
-            bundle.settings,
+            Place(template=template, runtime=runtime, settings=bundle.settings, path=path),
+            Goal(
+                candidates=bundle.manifest.candidates,
+                minutes=minutes,
+                builds=builds,
+                seed=bundle.manifest.seed,
+            ),
             table.model_copy(update={"bundles": tuple(digests)}),
-            path,
-            builds=builds,
-            minutes=minutes,
-            seed=bundle.manifest.seed,
-            progress=progress,
+            progress,
         )
     table.save(path)
     return table
@@ -156,24 +159,14 @@ def _refuse_odd(path: Path, table: LatencyTable, template: str, layers: Sequence
             "one. Run the same `espalier measure` again on the device; it continues."
         )
     for variant in table.variants:
-        numbers = (*variant.times_us, variant.anchor_ms, variant.narrow_ms, variant.sum_us)
+        numbers = (*variant.times_us, variant.full_ms, variant.sum_us)
         is_time = all(math.isfinite(number) and number >= 0 for number in numbers)
-        if not is_time or not variant.anchor_ms:
+        if not is_time or not variant.full_ms:
             raise StorageError(f"{path} is damaged: it holds times that are none.")
     for variant in ours:
         executed = [table.entries[index].key for index in variant.entries]
-        if executed != keys_of(layers, variant):
+        if executed != keys_of(layers, variant.widths):
             raise StorageError(
                 f"{path} holds a variant that executed other layers than this network has. It was "
                 "measured with another version of Espalier: use one version on both machines."
             )
-
-
-def keys_of(layers: Sequence[Layer], variant: Variant) -> list[LayerKey]:
-    """Return what a variant of a network with these layers executes, in order."""
-    widths = variant.widths
-    keys = (
-        layer.rest_key_at(widths) if layer.is_emptied(widths) else layer.key_at(widths)
-        for layer in layers
-    )
-    return [key for key in keys if key is not None]

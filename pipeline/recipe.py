@@ -61,7 +61,7 @@ class TargetSection(Section):
     latency_ms: Annotated[float, Field(gt=0)] | None = None
     latency_ratio: Share | None = None  # of the unpruned network on the same engine, same run
     table: Path | None = None  # a latency table to use and extend; None: under `profiles`
-    table_minutes: Annotated[float, Field(gt=0)] = 1.0  # of measuring layers; more: predicts better
+    table_minutes: Annotated[float, Field(gt=0)] = 0.5  # of measuring layers; more: predicts better
     device: str | None = None  # a folder under `profiles`: plan for that device; None: this one
 
     @model_validator(mode="after")

@@ -30,13 +30,12 @@ class IsolatedTable:
         self.runtime, self.settings = runtime, settings
         self.known_ms: dict[LayerKey, float] = {}
 
-    def sum_ms(self, layers: Sequence[Layer], widths: Mapping[str, int], drift: float) -> float:
+    def sum_ms(self, layers: Sequence[Layer], widths: Mapping[str, int]) -> float:
         """Return the sum of a plan's convolutions and linear layers.
 
         Args:
             layers: of the network.
             widths: per group.
-            drift: how much slower than usual the device is now; new measurements are divided by it.
         """
         total_ms = 0.0
         for layer in layers:
@@ -45,7 +44,7 @@ class IsolatedTable:
                 continue
             key = key.model_copy(update={"tail": (), "thinned": False})
             if key not in self.known_ms:
-                self.known_ms[key] = self._measure_ms(key) / drift
+                self.known_ms[key] = self._measure_ms(key)
             total_ms += self.known_ms[key]
         return total_ms
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from hardware.graph.channel_map import ChannelMap
+from hardware.latency.variant import Template
 from pipeline.networks.analyse import Subject, analyse
 from pipeline.networks.load import load_network
 from pipeline.planning.widths import candidate_widths
@@ -21,10 +22,24 @@ NETWORKS = {
 UNIFORM = (0.25, 0.5, 0.75)
 
 
-def subject_of(name: str) -> tuple[Subject, Candidates]:
-    """Return a network with random weights, batch 1, and every width that a plan may choose."""
-    subject = analyse(load_network(NETWORKS[name]), batch=1)
+def subject_of(
+    name: str, input_shape: tuple[int, int, int] = (3, 224, 224)
+) -> tuple[Subject, Candidates]:
+    """Return a network with random weights, batch 1, and every width that a plan may choose.
+
+    Args:
+        name: one of `NETWORKS`, or what a recipe takes as `model.name`: `timm:NAME`,
+            `torchvision:NAME`, an ONNX file.
+        input_shape: channels, height, width; of names that are not among `NETWORKS`.
+    """
+    section = NETWORKS.get(name) or ModelSection(name=name, input_shape=input_shape)
+    subject = analyse(load_network(section), batch=1)
     return subject, candidate_widths(subject.channels, ())
+
+
+def template_of(subject: Subject) -> Template:
+    """Return what a device measures of a network."""
+    return Template(model=subject.template, channels=subject.channels, layers=subject.layers)
 
 
 def held_out(

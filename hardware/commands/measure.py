@@ -17,7 +17,7 @@ def measure(
     ] = None,
     minutes: Annotated[
         float, typer.Option(min=0.1, help="How long to measure; the more, the better it predicts")
-    ] = 1.0,
+    ] = 0.5,
 ) -> None:
     """Measure a bundle's network on this device into a latency table; needs no torch.
 
@@ -31,7 +31,7 @@ def measure(
     """
     with reported(f"Interrupted. What was measured is in {output}; the same command continues."):
         from hardware.bundle import read_bundle
-        from hardware.latency.trust import cross_validate
+        from hardware.latency.trust import trust_of
         from hardware.remote import measure_bundle
         from hardware.runtimes import get_runtime
 
@@ -45,13 +45,11 @@ def measure(
             table = measure_bundle(
                 read, chosen, output, builds=builds, minutes=minutes, progress=progress
             )
-        with bar("predicting each network", in_logs=False) as progress:
-            checked = cross_validate(table, progress)
     low, middle, high = table.additivity
     out.print(
         f"{output}: {len(table.entries)} latencies from {len(table.variants)} networks, for bundle "
         f"{read.manifest.digest[:12]}. End-to-end time over the sum of the layers: {middle:.3f} "
-        f"({low:.3f} to {high:.3f}).\n{checked}\n"
+        f"({low:.3f} to {high:.3f}).\n{trust_of(table)}\n"
         f"On the host: espalier profile RECIPE --import {output.name}",
         markup=False,
         highlight=False,

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from typer.core import TyperGroup
 
-from hardware.commands.console import bar, out, reported
+from hardware.commands.console import out, reported
 from hardware.latency.staircase import Staircase, staircases
 
 BAR = 40  # characters of the longest bar
@@ -40,19 +40,19 @@ def show(
     rows: Annotated[int, typer.Option(min=1, help="Kinds of layers, the slowest first")] = 8,
     page: Annotated[Path | None, typer.Option(help="Write all of them as an HTML page")] = None,
 ) -> None:
-    """Draw the staircases in a table: what each kind of layer takes, by its width.
+    """Draw the staircases in a table: what plans reckon with for each kind of layer, by its width.
 
     Example: `espalier profile show profiles/DEVICE/ov-fp32-b1-t1.json --page stairs.html`
 
-    Also says how far the table can be trusted: how far off each measured network is when the others
-    predict it.
+    Also says how far the table can be trusted: how far off the last networks were that it predicted
+    before it measured them.
 
     Exit codes: **0** shown, **2** bad input, **130** interrupted.
     """
     with reported("Interrupted."):
         from hardware.latency.page import staircase_page
         from hardware.latency.table import load_table
-        from hardware.latency.trust import cross_validate
+        from hardware.latency.trust import trust_of
         from hardware.records import write_whole
 
         loaded = load_table(table)
@@ -71,8 +71,7 @@ def show(
             out.print(_drawn(stairs))
         if (more := len(found) - rows) > 0:
             out.print(f"and {more} faster kinds of layers (--rows, --page)")
-        with bar("predicting each network", in_logs=False) as progress:
-            out.print(f"{cross_validate(loaded, progress)}", markup=False, highlight=False)
+        out.print(f"{trust_of(loaded)}", markup=False, highlight=False)
         if page is not None:
             write_whole(page, staircase_page(loaded, found))
             out.print(f"{page}", markup=False)

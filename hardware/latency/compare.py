@@ -72,9 +72,9 @@ def changes(before: LatencyTable, after: LatencyTable) -> Changes:
     return Changes(
         changed=tuple(sorted(changed, key=lambda c: -abs(c.after_us - c.before_us))),
         networks=tuple(
-            (after.anchors_ms[name] / ms, name)
-            for name, ms in before.anchors_ms.items()
-            if name in after.anchors_ms
+            (after.full_networks_ms[name] / ms, name)
+            for name, ms in before.full_networks_ms.items()
+            if name in after.full_networks_ms
         ),
         only_before=len(before.entries) - len(shared),
         only_after=len(after.entries) - len(shared),

@@ -22,8 +22,8 @@ def staircase_page(table: LatencyTable, found: Sequence[Staircase]) -> str:
         f"{len(table.entries)} latencies from {len(table.variants)} networks. End-to-end time over "
         f"the sum of the layers: {middle:.3f} ({low:.3f} to {high:.3f}). Dots are measured, each "
         "the median over the networks that executed it, with its spread; paler dots have fewer "
-        "channels on the other side. The line is the model that fills the gaps, at the most "
-        "channels on the other side, without what was found of single widths alone.</p>\n"
+        "channels on the other side. Plans reckon with the dots, and between them with the line, "
+        "which is drawn at the most channels on the other side.</p>\n"
         + "\n".join(_section(stairs) for stairs in found),
     )
 

@@ -1,15 +1,100 @@
-"""The staircases in a latency table: what each kind of layer takes, by its width."""
+"""What one kind of layer takes against its channel counts: from measured widths to all others.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import median
+What was measured is taken as it is. Elsewhere runs a trend, linear in the input channels, the
+output channels and their product, with non-negative coefficients; and what the measured widths
+nearby have in common beyond the trend is interpolated, in the logs.
 
-from hardware.latency.fitting import FamilyModel, fit_families
+Reference:
+    Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, sec. 2.2: the mean of a
+    process with a squared exponential covariance. Its two scales are fixed, not fitted: choosing
+    them kind by kind gained nothing on twelve tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from hardware.latency.entries import LEAST_US, Entry
 from hardware.latency.layers import Kind, LayerKey
-from hardware.latency.table import Entry, LatencyTable
+from hardware.latency.table import LatencyTable
 
+Array = npt.NDArray[np.float64]
 Curve = tuple[tuple[int, float], ...]
 """Widths, ascending, and microseconds."""
+
+REACH = 0.35  # how far widths know of each other, as a share of the widest
+DOUBT = 0.5  # standard deviation of one build, over that of what neighbouring widths share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindModel:
+    """What one kind of layer takes against its channel counts."""
+
+    measured_us: Mapping[LayerKey, float]
+    weights: Array  # (features,), microseconds per feature, >= 0
+    widest: Array  # (2,) most input and output channels that were measured
+    places: Array  # (n, 2) measured channel counts, as shares of the widest
+    pulls: Array  # (n,) weight of each measurement in the log of what is near it
+
+    def predict(self, keys: Sequence[LayerKey]) -> Array:
+        """Return the microseconds of each layer of this kind, (keys,), >= 0."""
+        near = _closeness(_counts(keys) / self.widest, self.places)
+        estimates = _features(keys) @ self.weights * np.exp(near @ self.pulls)
+        estimates = np.where(estimates > LEAST_US, estimates, 0.0)
+        pairs = zip(keys, estimates.tolist(), strict=True)
+        return np.array([self.measured_us.get(key, time_us) for key, time_us in pairs])
+
+
+def fit_kind(entries: Sequence[Entry]) -> KindModel:
+    """Return the model of one kind of layer.
+
+    Args:
+        entries: what was measured of it; at least one.
+    """
+    keys = [entry.key for entry in entries]
+    times_us = np.maximum([entry.median_us for entry in entries], LEAST_US)
+    builds = np.array([entry.builds for entry in entries], dtype=np.float64)
+    features = _features(keys)
+    weights, _ = nnls(features / times_us[:, None], np.ones(len(keys)))  # in relative terms
+    off = np.log(times_us / np.maximum(features @ weights, LEAST_US))
+    widest = np.maximum(_counts(keys).max(axis=0), 1.0)
+    places = _counts(keys) / widest
+    covariance = _closeness(places, places) + np.diag(DOUBT**2 / builds)
+    return KindModel(
+        measured_us={entry.key: entry.median_us for entry in entries},
+        weights=np.asarray(weights),
+        widest=widest,
+        places=places,
+        pulls=np.linalg.solve(covariance, off),
+    )
+
+
+def _features(keys: Sequence[LayerKey]) -> Array:
+    """Return what the trend is linear in, (keys, features), all >= 0."""
+    inputs, outputs = _counts(keys).T
+    # Thinned layers compute a part of their pixels only: they have a trend of their own.
+    thinned = np.array([key.thinned for key in keys], dtype=np.float64)
+    whole = 1 - thinned
+    product = inputs * outputs
+    return np.stack(
+        [whole, whole * inputs, whole * outputs, whole * product, thinned, thinned * product],
+        axis=1,
+    )
+
+
+def _counts(keys: Sequence[LayerKey]) -> Array:
+    """Return the input and output channels of layers, (keys, 2)."""
+    counts = [(key.in_channels, key.out_channels) for key in keys]
+    return np.array(counts, dtype=np.float64).reshape(-1, 2)
+
+
+def _closeness(a: Array, b: Array) -> Array:
+    """Return how much places know of each other, (a, b), 1 for the same place."""
+    squares: Array = ((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)
+    return np.asarray(np.exp(-squares / (2 * REACH**2)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,20 +102,19 @@ class Row:
     """What a kind of layer takes at one width, with the most channels on the other side."""
 
     width: int
-    time_us: float
+    time_us: float  # what plans reckon with
     exact: bool  # measured just there; else estimated, from other channels on the other side
     entries: int  # measured at this width, whatever is on the other side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staircase:
-    """One kind of layer: what was measured of it, and the line through that."""
+    """One kind of layer: what was measured of it, and what plans reckon with."""
 
     label: str
     axis: str  # "out": the line runs over output channels at the widest input; "in": reverse
     other: int | None  # channels on the other side of the line; None: the same as on its axis
-    curve: Curve  # at every width up to the widest, what neighbouring widths tell
-    estimates: Curve  # likewise, with what belongs to single widths
+    curve: Curve  # at every width up to the widest
     entries: tuple[Entry, ...]
 
     def width_of(self, entry: Entry) -> int:
@@ -44,32 +128,30 @@ class Staircase:
     @property
     def rows(self) -> tuple[Row, ...]:
         """The widths that were measured, ascending."""
-        times, rows = dict(self.estimates), []
+        times_us, rows = dict(self.curve), []
         for width in sorted({self.width_of(entry) for entry in self.entries}):
             here = [entry for entry in self.entries if self.width_of(entry) == width]
-            exact = [e.median_us for e in here if self.other in (None, self.across(e))]
-            time_us = median(exact) if exact else times[width]
-            rows.append(Row(width=width, time_us=time_us, exact=bool(exact), entries=len(here)))
+            exact = any(self.other in (None, self.across(entry)) for entry in here)
+            rows.append(Row(width=width, time_us=times_us[width], exact=exact, entries=len(here)))
         return tuple(rows)
 
 
 def staircases(table: LatencyTable) -> tuple[Staircase, ...]:
     """Return the staircase of every kind of layer, the slowest first.
 
-    The line is the table's own model of the kind, before it is calibrated on end-to-end times, and
-    without what belongs to single widths.
+    The line is what plans reckon with: the same model, of the same entries.
     """
     entries: dict[Kind, list[Entry]] = {}
     for entry in table.entries:
-        if not entry.key.thinned:
-            entries.setdefault(entry.key.kind, []).append(entry)
-    models = fit_families(entries) if entries else {}
-    found = [_staircase(kind_entries, models[kind]) for kind, kind_entries in entries.items()]
+        entries.setdefault(entry.key.kind, []).append(entry)
+    found = [_staircase(same) for same in entries.values() if not all(e.key.thinned for e in same)]
     return tuple(sorted(found, key=lambda stairs: -max(us for _, us in stairs.curve)))
 
 
-def _staircase(entries: Sequence[Entry], model: FamilyModel) -> Staircase:
-    keys = [entry.key for entry in entries]
+def _staircase(entries: Sequence[Entry]) -> Staircase:
+    model = fit_kind(entries)
+    whole = [entry for entry in entries if not entry.key.thinned]
+    keys = [entry.key for entry in whole]
     axis = "out" if len({key.out_channels for key in keys}) > 1 else "in"
     coupled = all(key.in_channels == key.out_channels for key in keys)
     widest_in = max(key.in_channels for key in keys)
@@ -84,26 +166,9 @@ def _staircase(entries: Sequence[Entry], model: FamilyModel) -> Staircase:
         label=label_of(example),
         axis=axis,
         other=None if coupled else other,
-        curve=_curve(line, _along(model, axis, coupled)),
-        estimates=_curve(line, model),
-        entries=tuple(entries),
+        curve=tuple((n, float(us)) for n, us in enumerate(model.predict(line), start=1)),
+        entries=tuple(whole),
     )
-
-
-def _along(model: FamilyModel, axis: str, is_coupled: bool) -> FamilyModel:
-    """Return the model without what belongs to single widths on the axis.
-
-    That was measured at these alone. In a line they would stand out as spikes: 97 to 111 filters
-    are padded to 112 and take what those do, but nothing was measured that says so.
-    """
-    inputs, outputs = model.likeness.widths
-    across = (inputs, 0.0) if axis == "out" else (0.0, outputs)
-    widths = (0.0, 0.0) if is_coupled else across
-    return replace(model, likeness=replace(model.likeness, widths=widths))
-
-
-def _curve(line: Sequence[LayerKey], model: FamilyModel) -> Curve:
-    return tuple((n, float(us)) for n, us in enumerate(model.predict(line), start=1))
 
 
 def label_of(key: LayerKey) -> str:

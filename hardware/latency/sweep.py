@@ -1,31 +1,27 @@
-"""Fill a latency table: carve variants, build them, time them, ask the runtime where time went.
+"""Fill a latency table: carve designed variants, build them, time them, harvest their layers.
 
-The full network, the *anchor*, and a narrow one are timed in turns with every variant, so that the
-device's drift can be told from the variant's speed.
+Every variant is predicted by the table just before it is measured. A sweep ends when the last few
+predictions were close: then the table is good enough for plans to start from, and plans measure
+what they touch themselves.
 """
 
-import hashlib
-import json
 import logging
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from math import floor
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from math import inf, isinf
 from pathlib import Path
+from statistics import median
 
-import onnx
-
-from hardware.graph.channel_map import ChannelMap
+from hardware.errors import MissingLatencyError
 from hardware.latency.design import design
-from hardware.latency.layers import Layer, LayerKey
-from hardware.latency.refining import widths_at_stairs
+from hardware.latency.layers import LayerKey
+from hardware.latency.predict import predict_plan_ms
 from hardware.latency.table import LatencyTable, Variant
-from hardware.latency.variant import PROTOCOL, Stand, complete_widths, digest_of
+from hardware.latency.variant import PROTOCOL, Rig, Template
 from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.timing import Protocol
-
-__all__ = ["complete_widths", "digest_of", "measure", "sweep"]
 
 log = logging.getLogger(__name__)
 
@@ -35,42 +31,49 @@ Candidates = Mapping[str, tuple[int, ...]]
 # Two engines of one model differ by up to 3 % for as long as they live (where their memory lies):
 # a plan is timed on several of them in turns.
 PLAN_ENGINES = 2
-LEAST_BUILDS, MOST_BUILDS = 14, 40
-# Where other networks have measured every kind of layer: at least so many, at most a share of what
-# the best measured of them took.
-RELATED_BUILDS, RELATED_SHARE = 4, 1 / 3
-STAIR_BUILDS = 4  # more per minute, at most, where stairs lie between measured widths
-# Of one minute (of several in proportion): designed variants until the first of these times, then
-# those at stairs, then what was measured while the device was slower is measured again. What was
-# slowed by a tenth and more, for at most as long again, with longer and longer pauses while the
-# device stays slow: that slows networks unequally (variants of a MobileNetV2 of middle size by 40 %
-# while the full network took 10 % longer), so that a table made meanwhile predicts 10 % wrong. Less
-# can be corrected.
-DESIGN_S, STAIRS_S, SLOWED_S = 46.0, 52.0, 57.0
-MUCH_SLOWED, MUCH_SLOWED_S = 1.1, 60.0
-PAUSES_S = (2.0, 4.0, 8.0)
+LEAST_BUILDS = 12  # the corners of the design, and enough beyond to judge the table by
+MOST_BUILDS = 200  # a small network may have fewer variants than the time allows
+JUDGED = 5  # of the last variants, the median of whose errors decides
+CLOSE = 0.05  # relative; a plan loop that starts so close ends within three turns
+LEAST_SHARE = 1e-4  # of a network's time that a layer counts in the design, fused away or not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a network is measured: the template, the device, and the file of its table."""
+
+    template: Template
+    runtime: Runtime
+    settings: EngineSettings
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goal:
+    """What a sweep is for, and how long it may take.
+
+    `builds` is the number of variants of the design to hold in the end; None: as many as it takes
+    until predictions are close, at most as many as `minutes` allow.
+    """
+
+    candidates: Candidates  # widths per group that a planner may choose
+    minutes: float = 0.5  # earlier sweeps of the same network count
+    builds: int | None = None
+    seed: int = 0  # of the design
 
 
 def measure(
-    template: onnx.ModelProto,
-    channels: ChannelMap,
-    layers: Sequence[Layer],
+    place: Place,
     widths: Mapping[str, int],
-    runtime: Runtime,
-    settings: EngineSettings,
     table: LatencyTable,
     *,
     protocol: Protocol = PROTOCOL,
 ) -> tuple[LatencyTable, Variant]:
-    """Build one variant, time it beside the full and the narrow network, and layer by layer.
+    """Build a planned network, time it beside the full one, and layer by layer.
 
     Args:
-        template: the full network, batch norms folded.
-        channels: its channel map.
-        layers: its layers.
+        place: what is measured, and with what.
         widths: per group; groups that are not named stay whole.
-        runtime: what builds and runs.
-        settings: how.
         table: where the variant is added.
         protocol: of the end-to-end timing.
 
@@ -81,250 +84,117 @@ def measure(
         BuildError, RunError: the runtime failed.
         CarveError: the template cannot be cut like this.
     """
-    stand = Stand(template, channels, layers, runtime, settings, protocol)
-    table = table.adding(*stand.measure(widths, table, PLAN_ENGINES, purpose="plan"))
+    rig = Rig(place.template, place.runtime, place.settings, protocol)
+    table = _measured(rig, widths, table, PLAN_ENGINES, "plan")
     return table, table.variants[-1]
 
 
 def sweep(
-    template: onnx.ModelProto,
-    channels: ChannelMap,
-    layers: Sequence[Layer],
-    candidates: Candidates,
-    runtime: Runtime,
-    settings: EngineSettings,
-    table: LatencyTable,
-    path: Path,
-    builds: int | None = None,
-    minutes: float = 1.0,
-    seed: int = 0,
-    progress: Progress | None = None,
+    place: Place, goal: Goal, table: LatencyTable, progress: Progress | None = None
 ) -> LatencyTable:
-    """Measure designed variants for about so many minutes, saving after each.
+    """Return the table with designed variants of a network measured, saving after each.
 
-    Then some more, at widths between which the time jumps, and once more what was measured beside
-    a busy neighbour or while the device was slower than usual; for up to as long again what it was
-    much slower for.
-    Variants that the table holds are not built again, and keys that other networks measured are
+    Variants that the table holds are not built again, and layers that other networks measured are
     not sought again: a second sweep builds nothing, a related network needs few builds.
 
     Args:
-        template: the full network, batch norms folded.
-        channels: its channel map.
-        layers: its layers.
-        candidates: widths per group that a planner may choose.
-        runtime: what builds and runs.
-        settings: how.
+        place: what is measured, and with what.
+        goal: which widths, and for how long.
         table: measured so far.
-        path: where the table is saved after every variant.
-        builds: variants of the design to hold in the end, and no others; None: as many as the time
-            allows, at least 14, at most 40 per minute; at most a third of another network's where
-            it shares all kinds of layers.
-        minutes: how long, above 0; the more, the better the table predicts. Earlier sweeps count:
-            three minutes after one are two more.
-        seed: of the design.
         progress: told (variants measured, expected, text) after each.
 
-    Returns:
-        The table.
+    Raises:
+        BuildError, RunError: the runtime failed; what was measured is saved.
+        CarveError: the template cannot be cut.
+        StorageError: the table cannot be written.
     """
-    sweeping = _Sweep(template, channels, layers, runtime, settings, table, path)
+    template, digest = place.template, place.template.digest
+    before = table.swept.get(digest, 0.0)
+    if goal.builds is None and before >= goal.minutes:
+        return table
     tell = progress or _silent
-    goal = sweeping.goal(candidates)
-    if builds is None:
-        sweeping.begin(goal, minutes)
-    if builds is not None or sweeping.minutes_swept(goal) < minutes:
-        sweeping.fill(candidates, builds, seed, tell)
-        sweeping.measure_slowed_again(tell)
-    sweeping.measure_crowded_again()
-    if builds is None:
-        sweeping.finish(goal)
-    tell(1, 1, f"{len(sweeping.table.entries)} latencies")
-    return sweeping.table
+    until_s = time.monotonic() + 60 * (goal.minutes - before)
+    elsewhere = _seen_elsewhere(table, digest)
+    shares: dict[str, float] = {}
+    rig: Rig | None = None
+    plans = design(
+        template.layers, goal.candidates, template.channels.branches, elsewhere, shares, goal.seed
+    )
+    most = goal.builds or MOST_BUILDS
+    for number, planned in enumerate(islice(plans, most), start=1):
+        widths = template.complete(planned)
+        if not table.holds(digest, widths):
+            if goal.builds is None and _is_enough(table, digest, until_s):
+                break
+            rig = rig or Rig(template, place.runtime, place.settings)
+            table = _measured(rig, widths, table)
+            table.save(place.path)
+        if number == 1:
+            shares.update(_shares(table, template, widths))
+        tell(number, max(number, goal.builds or LEAST_BUILDS), _told(table, digest))
+    if goal.builds is None:
+        table = table.model_copy(update={"swept": {**table.swept, digest: goal.minutes}})
+        table.save(place.path)
+    tell(1, 1, f"{len(table.entries)} latencies")
+    return table
 
 
-class _Sweep:
-    """A table that grows, saved after every variant; the engines are built when first needed."""
-
-    def __init__(
-        self,
-        template: onnx.ModelProto,
-        channels: ChannelMap,
-        layers: Sequence[Layer],
-        runtime: Runtime,
-        settings: EngineSettings,
-        table: LatencyTable,
-        path: Path,
-    ) -> None:
-        self.subject = (template, channels, layers, runtime, settings)
-        self.channels, self.layers = channels, layers
-        self.digest = digest_of(template)
-        self.table, self.path = table, path
-        self.start_s, self.minutes = time.monotonic(), 1.0
-        self._stand: Stand | None = None
-
-    @property
-    def stand(self) -> Stand:
-        """What measures."""
-        self._stand = self._stand or Stand(*self.subject)
-        return self._stand
-
-    @property
-    def measured(self) -> list[Variant]:
-        """What was measured of this template."""
-        return [v for v in self.table.variants if v.template == self.digest]
-
-    @property
-    def variants(self) -> list[Variant]:
-        """Likewise, and not because a plan needed it."""
-        return [v for v in self.measured if v.purpose != "plan"]
-
-    def goal(self, candidates: Candidates) -> str:
-        """Return what stands for a sweep of this template over these widths."""
-        widths = json.dumps({name: list(candidates[name]) for name in sorted(candidates)})
-        return f"{self.digest}:{hashlib.sha256(widths.encode()).hexdigest()[:8]}"
-
-    def minutes_swept(self, goal: str) -> float:
-        """Return how long sweeps of that goal were that came to their end; 0 where none did."""
-        named = re.compile(re.escape(goal) + r"(?::(\d+(?:\.\d+)?))?")
-        found = [match for name in self.table.swept if (match := named.fullmatch(name))]
-        return max((float(match[1] or 1) for match in found), default=0.0)
-
-    def begin(self, goal: str, minutes: float) -> None:
-        """Take so many minutes, of which earlier sweeps of that goal have taken theirs."""
-        self.minutes = minutes
-        self.start_s -= 60 * self.minutes_swept(goal)
-
-    def finish(self, goal: str) -> None:
-        """Note in the table that the sweep came to its end, so that the next one builds nothing."""
-        if self.minutes_swept(goal) < self.minutes:
-            done = goal if self.minutes == 1 else f"{goal}:{self.minutes}"
-            self.table = self.table.model_copy(update={"swept": (*self.table.swept, done)})
-            self.table.save(self.path)
-
-    def fill(self, candidates: Candidates, builds: int | None, seed: int, tell: Progress) -> None:
-        """Measure designed variants that are not there yet, and those at stairs; see `sweep`."""
-        elsewhere, others = self.seen_elsewhere(), self.builds_elsewhere()
-        kinds = {key.kind for key in elsewhere}
-        is_related = others >= LEAST_BUILDS and kinds >= {layer.key.kind for layer in self.layers}
-        least, most = LEAST_BUILDS, max(LEAST_BUILDS, round(self.minutes * MOST_BUILDS))
-        if is_related:
-            least, most = RELATED_BUILDS, max(RELATED_BUILDS, floor(RELATED_SHARE * others))
-        most = builds if builds is not None else most
-        shares: dict[str, float] = {}
-        plans = design(self.layers, candidates, self.channels.branches, elsewhere, shares, seed)
-        for number in range(1, most + 1):
-            widths = complete_widths(self.channels, next(plans))
-            if not self.table.holds(self.digest, widths):
-                if builds is None and number > least and self.seconds > DESIGN_S:
-                    break
-                self.add(widths)
-            if number == 1:
-                shares.update(self.shares(widths))
-            expected = most if builds is not None else self.expected(number, least, most)
-            tell(number, expected, "one narrowed network built and timed")
-        if builds is None and not is_related:
-            self.refine(candidates, plans)
-
-    def add(self, widths: Mapping[str, int], purpose: str = "") -> None:
-        """Measure a variant and save the table."""
-        self.table = self.table.adding(*self.stand.measure(widths, self.table, purpose=purpose))
-        self.table.save(self.path)
-
-    def refine(self, candidates: Candidates, plans: Iterator[dict[str, int]]) -> None:
-        """Measure widths at which stairs may lie, in networks that are otherwise designed."""
-        most = round(self.minutes * STAIR_BUILDS)
-        while self.seconds < STAIRS_S and self.stairs < most:
-            measured = [v.widths for v in self.variants]
-            at_stairs = widths_at_stairs(self.table, self.layers, candidates, measured)
-            if not at_stairs:
-                return
-            widths = next(plans)
-            alive = {name: width for name, width in at_stairs.items() if widths[name]}
-            self.add(complete_widths(self.channels, {**widths, **alive}), "stair")
-
-    def measure_crowded_again(self) -> None:
-        """Measure again what was measured beside a busy neighbour, unless it is still there."""
-        for variant in self.measured:
-            if variant.is_crowded and self.replace(variant).is_crowded:
-                log.warning(
-                    "Others keep this device busy: some of the table's latencies were measured "
-                    "beside them. Profile again when it is quiet; only those are measured anew."
-                )
-                return
-
-    def measure_slowed_again(self, tell: Progress) -> None:
-        """Measure again what was measured while the device was slower, the most slowed first."""
-        slowed = sorted((v for v in self.measured if self.table.is_slowed(v)), key=self.table.drift)
-        failures, until_s = 0, self.seconds + MUCH_SLOWED_S
-        while slowed:
-            is_much = self.table.drift(slowed[-1]) > MUCH_SLOWED
-            if self.seconds > SLOWED_S and not is_much:
-                return
-            if failures > len(PAUSES_S) or self.seconds > until_s:
-                log.warning(
-                    "This device was slower than usual while some of the table's latencies were "
-                    "measured, and was again; they count less. To measure all anew when it is "
-                    "quiet, delete the table and profile again."
-                )
-                return
-            if failures:
-                time.sleep(PAUSES_S[failures - 1])
-            again = self.replace(slowed.pop())
-            failures = failures + 1 if self.table.is_slowed(again) else 0
-            done = len(self.measured)
-            tell(done, done + len(slowed), "measured again: the device was slower than usual")
-
-    def replace(self, variant: Variant) -> Variant:
-        """Measure a variant again; where that went better it takes the place of the old one."""
-        engines = variant.raw.engines if variant.raw else 1
-        again, keys = self.stand.measure(
-            variant.widths, self.table, engines, purpose=variant.purpose
-        )
-        is_calmer = variant.is_crowded or self.table.drift(again) < self.table.drift(variant)
-        if again.is_crowded or not is_calmer:
-            return again
-        old = next(v for v in self.table.variants if _is_same(v, variant))
-        self.table = self.table.replacing(old, again, keys)
-        self.table.save(self.path)
-        return again
-
-    @property
-    def seconds(self) -> float:
-        """How long the sweep has taken, as if it had one minute."""
-        return (time.monotonic() - self.start_s) / self.minutes
-
-    @property
-    def stairs(self) -> int:
-        """How many variants were measured because of stairs."""
-        return sum(variant.purpose == "stair" for variant in self.variants)
-
-    def expected(self, number: int, least: int, most: int) -> int:
-        """Return how many variants the time will allow, after so many."""
-        allowed = int(number * DESIGN_S / max(self.seconds, 1e-3)) + 1
-        return max(number, min(max(allowed, least), most))
-
-    def seen_elsewhere(self) -> list[LayerKey]:
-        """Return what other templates executed: known before this sweep, however often resumed."""
-        places = {i for v in self.table.variants if v.template != self.digest for i in v.entries}
-        return [self.table.entries[i].key for i in sorted(places)]
-
-    def builds_elsewhere(self) -> int:
-        """Return how many variants were designed of the best measured other template."""
-        found = Counter(v.template for v in self.table.variants if v.purpose != "plan")
-        del found[self.digest]
-        return max(found.values(), default=0)
-
-    def shares(self, widths: Mapping[str, int]) -> dict[str, float]:
-        """Return each layer's share of a variant's time in which no layer is emptied."""
-        variant = next(v for v in self.variants if v.widths == widths)
-        times = zip(self.layers, variant.times_us, strict=True)
-        return {layer.name: max(time_us / variant.sum_us, 1e-4) for layer, time_us in times}
+def prediction_errors(table: LatencyTable, variants: Sequence[Variant]) -> list[float]:
+    """Return how far each variant was off its prediction, relative; those without one left out."""
+    return [
+        variant.predicted_ms / table.usual_ms(variant) - 1
+        for variant in variants
+        if variant.predicted_ms is not None
+    ]
 
 
-def _is_same(a: Variant, b: Variant) -> bool:
-    """Tell whether two variants are one measurement, whatever table they stand in."""
-    return a.model_copy(update={"entries": ()}) == b.model_copy(update={"entries": ()})
+def _is_enough(table: LatencyTable, digest: str, until_s: float) -> bool:
+    """Tell whether the time is up, or the last variants were predicted closely enough."""
+    designed = [variant for variant in table.variants_of(digest) if not variant.purpose]
+    if len(designed) < LEAST_BUILDS:
+        return False
+    return time.monotonic() > until_s or _last_error(table, designed) <= CLOSE
+
+
+def _last_error(table: LatencyTable, designed: Sequence[Variant]) -> float:
+    """Return the median error of the last predictions, relative; infinite where they are few."""
+    errors = prediction_errors(table, designed)[-JUDGED:]
+    return median(abs(error) for error in errors) if len(errors) == JUDGED else inf
+
+
+def _measured(
+    rig: Rig, widths: Mapping[str, int], table: LatencyTable, engines: int = 1, purpose: str = ""
+) -> LatencyTable:
+    """Return the table with one more variant, predicted by the table before it was measured."""
+    widths = rig.template.complete(widths)
+    try:
+        predicted_ms = predict_plan_ms(table, rig.template.layers, widths)
+    except MissingLatencyError:  # the first variants: some kind of layer is not known yet
+        predicted_ms = None
+    variant, keys = rig.measure(widths, engines=engines, purpose=purpose, seed=len(table.variants))
+    return table.adding(variant.model_copy(update={"predicted_ms": predicted_ms}), keys)
+
+
+def _seen_elsewhere(table: LatencyTable, digest: str) -> list[LayerKey]:
+    """Return what other templates executed: known before this sweep, however often resumed."""
+    places = {i for v in table.variants if v.template != digest for i in v.entries}
+    return [table.entries[i].key for i in sorted(places)]
+
+
+def _shares(table: LatencyTable, template: Template, widths: Mapping[str, int]) -> dict[str, float]:
+    """Return each layer's share of a variant's time in which no layer is emptied."""
+    variant = next(v for v in table.variants_of(template.digest) if v.widths == widths)
+    times = zip(template.layers, variant.times_us, strict=True)
+    return {layer.name: max(time_us / variant.sum_us, LEAST_SHARE) for layer, time_us in times}
+
+
+def _told(table: LatencyTable, digest: str) -> str:
+    """Return what to tell after a variant: how far the table was off lately."""
+    designed = [variant for variant in table.variants_of(digest) if not variant.purpose]
+    error = _last_error(table, designed)
+    return "narrowed networks measured" + (
+        "" if isinf(error) else f", the last {JUDGED} predicted within {error:.1%}"
+    )
 
 
 def _silent(done: int, total: int, text: str) -> None:

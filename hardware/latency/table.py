@@ -1,10 +1,9 @@
 """Latency tables: what was measured on one device, and nothing that was measured elsewhere.
 
 A table keeps every *variant* of a template that was built: its widths, its end-to-end time, and
-what each of its layers took. The *entries* are the summary by what was executed, so that networks
-of one family share them. Times of different moments are compared through the *anchors*, the full
-network and a narrow one, which are timed beside every variant: an entry is what its layer would
-have taken while they took their usual times (`usual_pace_ms`).
+what each of its layers took. The *entries* are made from these: what each layer adds to the
+end-to-end time of a network, at the device's usual speed. They are what plans are made of, and what
+`espalier profile show` draws.
 """
 
 import json
@@ -12,23 +11,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-
-import numpy as np
+from typing import ClassVar
 
 from hardware.device import Device
 from hardware.disturbance import Disturbance
 from hardware.errors import DeviceMismatchError, MissingLatencyError, StorageError
+from hardware.latency.entries import Entry, entries_of, shares_us
 from hardware.latency.layers import LayerKey
-from hardware.latency.references import References
-from hardware.latency.samples import Samples
 from hardware.records import Record, load_record, write_whole
 from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.timing import Latency
-
-# What slows a machine down for seconds slows small networks down more or less than large ones: a
-# ResNet-56 by 23 %, its half by 37 %. So a ratio to the full network holds only at about the pace
-# at which it was measured.
-STEADY_PACE = 0.03
 
 
 class TableKey(Record):
@@ -55,46 +47,28 @@ class TableKey(Record):
         return tuple(found)
 
 
-class Entry(Record):
-    """What one layer takes, over all builds that executed it, corrected for drift."""
-
-    key: LayerKey
-    median_us: float
-    mad_us: float  # median absolute deviation over the builds' medians
-    samples: int  # inferences
-    builds: int  # layers of variants that executed it
-
-
 class Variant(Record):
     """One narrowed network that was built and measured.
 
     `entries[i]` is the index among the table's entries of what took `times_us[i]` in it, in the
-    order of the template's layers, as measured (not corrected for drift).
+    order of the template's layers, as the profiler said.
     """
 
     template: str  # digest of the network's structure
     widths: Mapping[str, int]  # of every prunable group
     end_to_end: Latency  # with the profiler off
-    anchor_ms: float  # what the full network took, timed in turns with this variant
-    narrow_ms: float = 0.0  # likewise the narrow network; 0: not timed
-    sum_us: float  # of all executed nodes, with the profiler on
+    full_ms: float  # what the full network took, timed in turns with this variant
     samples: int  # inferences with the profiler on
     entries: tuple[int, ...]
     times_us: tuple[float, ...]
-    purpose: str = ""  # why it was built: "stair", "plan"; of the design otherwise
+    purpose: str = ""  # why it was built: "plan"; of the sweep's design otherwise
+    predicted_ms: float | None = None  # by the table just before it was measured, where it could
     disturbance: Disturbance | None = None  # what others did meanwhile
-    conditions: Mapping[str, str] = {}  # of the device, as far as the system tells
-    raw: Samples | None = None  # every sample of the end-to-end times
 
     @property
-    def is_crowded(self) -> bool:
-        """Whether others kept the device busy while it was measured."""
-        return self.disturbance is not None and self.disturbance.is_crowded
-
-    @property
-    def beside(self) -> References:
-        """What the networks took that were timed in turns with it."""
-        return References(full_ms=self.anchor_ms, narrow_ms=self.narrow_ms)
+    def sum_us(self) -> float:
+        """The sum of the times of all executed nodes."""
+        return sum(self.times_us)
 
     @property
     def additivity(self) -> float:
@@ -105,11 +79,11 @@ class Variant(Record):
 class LatencyTable(Record):
     """Everything measured on one device with one runtime at one setting."""
 
+    SCHEMA: ClassVar[int] = 2
     key: TableKey
-    anchors_ms: Mapping[str, float] = {}  # per template: the full network at the table's pace
-    narrows_ms: Mapping[str, float] = {}  # likewise the narrow one, where it was timed
+    full_networks_ms: Mapping[str, float] = {}  # per template: what the full network usually takes
     bundles: tuple[str, ...] = ()  # digests of the bundles that it was measured from
-    swept: tuple[str, ...] = ()  # sweeps that came to their end; what they want is all there
+    swept: Mapping[str, float] = {}  # per template: minutes of sweeps that came to their end
     entries: tuple[Entry, ...] = ()
     variants: tuple[Variant, ...] = ()
 
@@ -147,31 +121,37 @@ class LatencyTable(Record):
             f"{seen or 'none'}. Measure a network that contains it: espalier profile."
         )
 
-    def references(self, template: str) -> References:
-        """Return what a template's full and narrow network take at the table's pace."""
-        narrow_ms = self.narrows_ms.get(template, 0.0)
-        return References(full_ms=self.anchors_ms[template], narrow_ms=narrow_ms)
+    def full_ms(self, template: str) -> float:
+        """Return what a template's full network usually takes on this device.
 
-    def drift(self, variant: Variant) -> float:
-        """Return how much slower than usual the device was for a variant when it was measured."""
-        usual = self.references(variant.template)
-        return variant.beside.slowdown(usual, variant.end_to_end.median_ms)
+        Args:
+            template: digest of the network's structure.
 
-    def is_at_pace(self, variant: Variant) -> bool:
-        """Tell whether the device was about as fast as usual when a variant was measured."""
-        return abs(self.drift(variant) - 1) <= STEADY_PACE
+        Raises:
+            MissingLatencyError: nothing was measured of this network.
+        """
+        if template not in self.full_networks_ms:
+            raise MissingLatencyError(
+                f"The table of {self.key.device} ({self.key.runtime}) holds no measurement of this "
+                "network. Measure it: espalier profile RECIPE."
+            )
+        return self.full_networks_ms[template]
 
-    def is_slowed(self, variant: Variant) -> bool:
-        """Tell whether the device was slower than usual, so that waiting may help."""
-        return self.drift(variant) > 1 + STEADY_PACE
+    def slowdown(self, variant: Variant) -> float:
+        """Return how many times as long as usual the full network took beside a variant."""
+        return variant.full_ms / self.full_ms(variant.template)
 
-    def corrected_ms(self, variant: Variant) -> float:
-        """Return a variant's end-to-end time as it would have been at the device's usual pace."""
-        return variant.end_to_end.median_ms / self.drift(variant)
+    def usual_ms(self, variant: Variant) -> float:
+        """Return a variant's end-to-end time as it is at the device's usual speed."""
+        return variant.end_to_end.median_ms / self.slowdown(variant)
+
+    def variants_of(self, template: str) -> tuple[Variant, ...]:
+        """Return what was measured of one template, in the order of measuring."""
+        return tuple(variant for variant in self.variants if variant.template == template)
 
     def holds(self, template: str, widths: Mapping[str, int]) -> bool:
         """Tell whether this variant has been measured."""
-        return any(v.template == template and v.widths == widths for v in self.variants)
+        return any(v.widths == widths for v in self.variants_of(template))
 
     def adding(self, variant: Variant, keys: Sequence[LayerKey]) -> "LatencyTable":
         """Return the table with one more variant.
@@ -180,24 +160,19 @@ class LatencyTable(Record):
             variant: its `entries` are indices into `keys`.
             keys: what the variant executed.
         """
-        return _table(
-            self.key,
-            [(v, [e.key for e in self.entries]) for v in self.variants] + [(variant, keys)],
-            self.bundles,
-            self.swept,
-        )
-
-    def replacing(self, old: Variant, variant: Variant, keys: Sequence[LayerKey]) -> "LatencyTable":
-        """Return the table in which a variant stands in the place of another; see `adding`."""
-        known = [entry.key for entry in self.entries]
-        parts = [(variant, keys) if v == old else (v, known) for v in self.variants]
-        return _table(self.key, parts, self.bundles, self.swept)
+        return self._of([*self._parts(), (variant, keys)])
 
     def without(self, variants: Collection[Variant]) -> "LatencyTable":
         """Return the table as if some variants had never been measured."""
-        known = [entry.key for entry in self.entries]
-        parts = [(v, known) for v in self.variants if v not in variants]
-        return _table(self.key, parts, self.bundles, self.swept)
+        return self._of([(v, keys) for v, keys in self._parts() if v not in variants])
+
+    def _parts(self) -> list[tuple[Variant, Sequence[LayerKey]]]:
+        keys = [entry.key for entry in self.entries]
+        return [(variant, keys) for variant in self.variants]
+
+    def _of(self, parts: Iterable[tuple[Variant, Sequence[LayerKey]]]) -> "LatencyTable":
+        made = _table(self.key, parts)
+        return made.model_copy(update={"bundles": self.bundles, "swept": self.swept})
 
     def save(self, path: Path) -> None:
         """Write the table; the file appears whole. One line per entry and per variant.
@@ -205,20 +180,17 @@ class LatencyTable(Record):
         Raises:
             StorageError: the folder cannot be written.
         """
-        lists = {
-            name: ",\n".join(
-                json.dumps(r.model_dump(mode="json", exclude_defaults=True)) for r in records
-            )
-            for name, records in (("entries", self.entries), ("variants", self.variants))
-        }
-        head = (
-            f'{{"schema": {self.SCHEMA},\n"key": {json.dumps(self.key.model_dump(mode="json"))},\n'
-            f'"anchors_ms": {json.dumps(dict(self.anchors_ms))},\n'
-            f'"narrows_ms": {json.dumps(dict(self.narrows_ms))},\n'
-            f'"bundles": {json.dumps(self.bundles)},\n"swept": {json.dumps(self.swept)}'
+        body = self.model_dump(mode="json", exclude_defaults=True)
+        lists = {name: body.pop(name, []) for name in ("entries", "variants")}
+        head = ",\n".join(
+            f"{json.dumps(name)}: {json.dumps(value)}"
+            for name, value in {"schema": self.SCHEMA, **body}.items()
         )
-        body = "".join(f',\n"{name}": [\n{lines}\n]' for name, lines in lists.items())
-        write_whole(path, f"{head}{body}}}\n")
+        tail = "".join(
+            f',\n"{name}": [\n' + ",\n".join(json.dumps(record) for record in records) + "\n]"
+            for name, records in lists.items()
+        )
+        write_whole(path, f"{{{head}{tail}}}\n")
 
 
 def load_table(path: Path, key: TableKey | None = None) -> LatencyTable:
@@ -265,8 +237,11 @@ def merge(first: LatencyTable, second: LatencyTable) -> LatencyTable:
         for variant in table.variants:
             identity = variant.model_dump_json(exclude={"entries"})
             parts.setdefault(identity, (variant, keys))
-    bundles, swept = (*first.bundles, *second.bundles), (*first.swept, *second.swept)
-    return _table(first.key, parts.values(), bundles, swept)
+    minutes = [*first.swept.items(), *second.swept.items()]
+    swept = {name: max(spent for other, spent in minutes if other == name) for name, _ in minutes}
+    bundles = tuple(dict.fromkeys((*first.bundles, *second.bundles)))
+    merged = _table(first.key, parts.values())
+    return merged.model_copy(update={"bundles": bundles, "swept": swept})
 
 
 def key_of(
@@ -316,90 +291,29 @@ def open_table(
     return load_table(place, key), place
 
 
-def _table(
-    key: TableKey,
-    parts: Iterable[tuple[Variant, Sequence[LayerKey]]],
-    bundles: Sequence[str] = (),
-    swept: Sequence[str] = (),
-) -> LatencyTable:
+def _table(key: TableKey, parts: Iterable[tuple[Variant, Sequence[LayerKey]]]) -> LatencyTable:
     """Return the table of these variants, each given with the keys its indices refer to."""
     index: dict[LayerKey, int] = {}
-    by_template: dict[str, list[Variant]] = {}
-    variants = []
+    variants: list[Variant] = []
     for variant, keys in parts:
         places = tuple(index.setdefault(keys[i], len(index)) for i in variant.entries)
         variants.append(variant.model_copy(update={"entries": places}))
-        by_template.setdefault(variant.template, []).append(variants[-1])
-    seen: list[list[tuple[float, int]]] = [[] for _ in index]
-    anchors_ms, narrows_ms = {}, {}
-    for template, members in by_template.items():
-        usual = _usual(members)
-        found = []
-        for variant in members:
-            drift = variant.beside.slowdown(usual, variant.end_to_end.median_ms)
-            for place, time_us in zip(variant.entries, variant.times_us, strict=True):
-                found.append((place, time_us / drift, variant.samples))
-        pace = pace_of([(us, [time for time, _ in seen[place]]) for place, us, _ in found])
-        anchors_ms[template] = usual.full_ms / pace
-        if usual.narrow_ms:
-            narrows_ms[template] = usual.narrow_ms / pace
-        for place, us, samples in found:
-            seen[place].append((us / pace, samples))
-    return LatencyTable(
+    full_ms: dict[str, list[float]] = {}
+    for variant in variants:
+        full_ms.setdefault(variant.template, []).append(variant.full_ms)
+    table = LatencyTable(
         key=key,
-        anchors_ms=anchors_ms,
-        narrows_ms=narrows_ms,
-        bundles=tuple(dict.fromkeys(bundles)),
-        swept=tuple(dict.fromkeys(swept)),
-        entries=tuple(_entry(k, found) for k, found in zip(index, seen, strict=True)),
+        full_networks_ms={template: median(times) for template, times in full_ms.items()},
         variants=tuple(variants),
     )
-
-
-def _usual(variants: Sequence[Variant]) -> References:
-    """Return what the full and the narrow network took at the device's own pace."""
-    narrow = [variant.narrow_ms for variant in variants if variant.narrow_ms]
-    return References(
-        full_ms=usual_pace_ms([variant.anchor_ms for variant in variants]),
-        narrow_ms=usual_pace_ms(narrow) if narrow else 0.0,
+    known = list(index)
+    entries = entries_of(
+        (known[place], time_us)
+        for variant in variants
+        for place, time_us in zip(
+            variant.entries,
+            shares_us(1000 * table.usual_ms(variant), variant.times_us),
+            strict=True,
+        )
     )
-
-
-def usual_pace_ms(anchors_ms: Sequence[float]) -> float:
-    """Return what a network that is timed again and again takes at the device's own pace.
-
-    The median of its times, without those in which the device was slower than usual: two threads
-    of a virtual machine take a third longer at times, for seconds or minutes, as if its processors
-    shared a core, and what a network takes then is no multiple of what it takes else.
-    """
-    least = (1 + STEADY_PACE) * float(np.quantile(anchors_ms, 0.25))
-    return median(ms for ms in anchors_ms if ms <= least)
-
-
-def pace_of(shared: Sequence[tuple[float, Sequence[float]]]) -> float:
-    """Return how much slower the device was than before, by what was measured both times.
-
-    The median of the ratios, each weighed by the time it took; 1 where there are none.
-
-    Args:
-        shared: what each layer takes now, and what it took before, microseconds.
-    """
-    ratios = sorted((us / median(before), us) for us, before in shared if before and us > 0)
-    half, passed = sum(weight for _, weight in ratios) / 2, 0.0
-    for ratio, weight in ratios:
-        passed += weight
-        if passed >= half:
-            return ratio
-    return 1.0
-
-
-def _entry(key: LayerKey, found: Sequence[tuple[float, int]]) -> Entry:
-    times = [time_us for time_us, _ in found]
-    middle = median(times)
-    return Entry(
-        key=key,
-        median_us=round(middle, 2),
-        mad_us=round(median(abs(time - middle) for time in times), 2),
-        samples=sum(samples for _, samples in found),
-        builds=len(found),
-    )
+    return table.model_copy(update={"entries": entries})

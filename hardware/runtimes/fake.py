@@ -23,10 +23,10 @@ from hardware.runtimes.base import (
     Feeds,
     NodeTime,
     Runtime,
-    Timer,
     input_dtypes,
     input_shapes,
 )
+from hardware.timing import Timer
 
 # Fused into the node that produces their first input, as real runtimes do.
 TAILS = frozenset({"BatchNormalization", "Relu", "Clip", "Sigmoid", "HardSwish", "Add", "Identity"})

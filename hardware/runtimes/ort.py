@@ -25,14 +25,12 @@ from hardware.runtimes.base import (
     Feeds,
     NodeTime,
     Runtime,
-    Timer,
     Vendor,
     input_dtypes,
     input_shapes,
-    timer_of,
 )
 from hardware.runtimes.fusion import attribute
-from hardware.timing import without_garbage_collection
+from hardware.timing import Timer, timer_of, without_garbage_collection
 
 PROVIDER = "CPUExecutionProvider"
 FILE = "model.onnx"

@@ -20,14 +20,13 @@ from hardware.runtimes.base import (
     Feeds,
     NodeTime,
     Runtime,
-    Timer,
     Vendor,
     input_dtypes,
     input_shapes,
-    timer_of,
 )
 from hardware.runtimes.cuda import gpu_absent, this_gpu
 from hardware.runtimes.ort import FILE, OrtFileEngine, OrtSession, open_session, session_options
+from hardware.timing import Timer, timer_of
 
 Options = Mapping[str, str]
 NO_NODE_TIMES = (

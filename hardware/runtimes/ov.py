@@ -17,14 +17,13 @@ from hardware.runtimes.base import (
     Feeds,
     NodeTime,
     Runtime,
-    Timer,
     Vendor,
     input_dtypes,
     input_shapes,
-    timer_of,
 )
 from hardware.runtimes.fusion import attribute
 from hardware.runtimes.ov_counters import Floats, time_per_run_us
+from hardware.timing import Timer, timer_of
 
 FILE = "model.xml"
 # Our precision -> OpenVINO's word for it, in its hint and in its runtime model.

@@ -21,7 +21,6 @@ from hardware.runtimes.base import (
     Feeds,
     NodeTime,
     Runtime,
-    Timer,
     Vendor,
     input_dtypes,
     input_shapes,
@@ -30,6 +29,7 @@ from hardware.runtimes.cuda import compute_capability, gpu_absent, this_gpu
 from hardware.runtimes.fusion import attribute
 from hardware.runtimes.trt_building import PRECISIONS, build_plan, capabilities, unknown_chip
 from hardware.runtimes.trt_sessions import Session, layers_of_engine, open_plan
+from hardware.timing import Timer
 
 FULL, RTX = "tensorrt", "tensorrt_rtx"
 FILE = "model.engine"

@@ -6,8 +6,8 @@ from hardware.bundle import Manifest, pack, write_bundle
 from hardware.device import this_device
 from hardware.errors import DeviceMismatchError, MissingLatencyError, RuntimeMissingError
 from hardware.latency import predict as predicting
-from hardware.latency.sweep import digest_of
 from hardware.latency.table import LatencyTable, TableKey, load_table, table_path
+from hardware.latency.variant import digest_of
 from hardware.remote import bring_home
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
@@ -80,13 +80,13 @@ def plan_from_table(recipe: Recipe, stages: Stages, *, restart: bool = False) ->
     with stages("Loading the images") as progress:
         data = load_data(recipe.data, subject.network.input_shape, recipe.seed, progress)
     digest = digest_of(subject.template)
-    if digest not in table.anchors_ms:
+    if digest not in table.full_networks_ms:
         raise MissingLatencyError(
             f"{path} holds no measurement of this network. Measure it on {table.key.device}: "
             "espalier profile RECIPE --bundle bundle.zip, there espalier measure bundle.zip, here "
             "espalier profile RECIPE --import table.json."
         )
-    baseline_ms = table.anchors_ms[digest]
+    baseline_ms = table.full_ms(digest)
     with stages("Measuring what each filter is worth") as progress:
         wishes = weigh(
             subject, data, recipe.plan, place.state / "damage.json", recipe.seed, progress

@@ -19,6 +19,7 @@ from hardware.latency import predict as predicting
 from hardware.latency import sweep as sweeping
 from hardware.latency.end_to_end import LOADS, time_engines
 from hardware.latency.table import LatencyTable
+from hardware.latency.variant import Template, digest_of
 from hardware.records import Record
 from hardware.runtimes.base import EngineSettings, Runtime
 from pipeline import criteria, redundancy
@@ -175,18 +176,17 @@ def profile(
     progress: Progress,
 ) -> LatencyTable:
     """Return the table with every layer of the network measured at designed widths, in context."""
-    return sweeping.sweep(
-        subject.template,
-        subject.channels,
-        subject.layers,
-        candidates,
-        bench.runtime,
-        bench.settings,
-        table,
-        bench.path,
-        minutes=bench.minutes,
-        seed=seed,
-        progress=progress,
+    goal = sweeping.Goal(candidates=candidates, minutes=bench.minutes, seed=seed)
+    return sweeping.sweep(_place(subject, bench), goal, table, progress)
+
+
+def _place(subject: Subject, bench: Bench) -> sweeping.Place:
+    """Return where the network is measured: as its template, on the device, into the table."""
+    return sweeping.Place(
+        template=Template(model=subject.template, channels=subject.channels, layers=subject.layers),
+        runtime=bench.runtime,
+        settings=bench.settings,
+        path=bench.path,
     )
 
 
@@ -221,7 +221,7 @@ def fit_plan(
     loop: list[Round] = []
     best: Plan | None = None
     aims, around = Aims(), None
-    target_ms = share * table.anchors_ms[sweeping.digest_of(subject.template)]
+    target_ms = share * table.full_ms(digest_of(subject.template))
     for turn in range(1, recipe.plan.rounds_of_measuring + 1):
         try:
             spend_ms = aims.aim * target_ms
@@ -266,7 +266,7 @@ def _turn(
     recipe: Recipe,
 ) -> tuple[LatencyTable, Plan, Round]:
     """Plan for a latency, measure that plan, and explain it by the table that knows it now."""
-    baseline_ms = table.anchors_ms[sweeping.digest_of(subject.template)]
+    baseline_ms = table.full_ms(digest_of(subject.template))
     allocation = allocate_settled(subject, wishes, table, spend_ms, around, recipe.plan)
     predicted_ms = predicting.predict_plan_ms(table, subject.layers, allocation.widths)
     table, measured_share = _measure(subject, allocation.widths, bench, table)
@@ -355,18 +355,10 @@ def _measure(
     subject: Subject, widths: Mapping[str, int], bench: Bench, table: LatencyTable
 ) -> tuple[LatencyTable, float]:
     """Return the table with one more variant, and its share of the full network's latency."""
-    table, variant = sweeping.measure(
-        subject.template,
-        subject.channels,
-        subject.layers,
-        widths,
-        bench.runtime,
-        bench.settings,
-        table,
-    )
+    table, variant = sweeping.measure(_place(subject, bench), widths, table)
     table.save(bench.path)
     # Both were timed in turns, so their ratio is free of the machine's drift.
-    return table, variant.end_to_end.median_ms / variant.anchor_ms
+    return table, variant.end_to_end.median_ms / variant.full_ms
 
 
 def _confirmed(subject: Subject, plan: Plan, bench: Bench) -> float:

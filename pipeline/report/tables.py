@@ -10,7 +10,7 @@ from rich.text import Text
 
 from hardware.graph.channel_map import ChannelMap
 from hardware.latency.table import LatencyTable
-from hardware.latency.trust import CrossValidation
+from hardware.latency.trust import Trust
 from pipeline import wording
 from pipeline.records import Floor, Plan, Verdict
 
@@ -185,15 +185,13 @@ def frozen_table(channels: ChannelMap) -> Table:
     return table
 
 
-def latency_table(
-    path: Path, table: LatencyTable, checked: CrossValidation, rows: int = 20
-) -> RenderableType:
+def latency_table(path: Path, table: LatencyTable, trust: Trust, rows: int = 20) -> RenderableType:
     """Return what a latency table holds: the slowest layers that were executed, and its audit.
 
     Args:
         path: where the table lies.
         table: what was measured.
-        checked: how well it predicts its own networks.
+        trust: how far the last networks were off their predictions.
         rows: how many layers at most.
     """
     key = table.key
@@ -217,7 +215,7 @@ def latency_table(
         shown.add_row(*map(Text, cells))
     if (more := len(table.entries) - rows) > 0:
         shown.caption = Text(f"and {more:,} faster layers")
-    lines = (*_audit(table), Text(str(checked)))
+    lines = (*_audit(table), Text(str(trust)))
     return Group(shown, "", *lines, Text(str(path), overflow="fold"))
 
 

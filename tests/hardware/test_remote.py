@@ -12,9 +12,9 @@ import pytest
 from hardware.bundle import pack, read_bundle, write_bundle
 from hardware.device import this_device
 from hardware.errors import BusyError, DeviceMismatchError, StorageError
-from hardware.latency.sweep import digest_of
 from hardware.latency.table import LatencyTable, TableKey, key_of, load_table
 from hardware.latency.template_layers import layers_of
+from hardware.latency.variant import digest_of
 from hardware.lock import machine_lock
 from hardware.remote import bring_home, measure_bundle
 from hardware.runtimes import get_runtime
@@ -106,7 +106,7 @@ def test_a_device_without_torch_measures_a_bundle(bundle, tmp_path):
     assert len(loaded.variants) == 4
     assert loaded.key == key_of(FakeRuntime(), EngineSettings(), 1)
     assert "measuring: 4/4" in told
-    assert "can be predicted from the others" in said
+    assert "were predicted before they were measured" in said
     assert "espalier profile RECIPE --import table.json" in said
 
 

@@ -15,9 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
-from hardware.latency.sweep import sweep
+from hardware.latency.sweep import Goal, Place, sweep
 from hardware.latency.table import LatencyTable, key_of, load_table
 from hardware.latency.template_layers import layers_of
+from hardware.latency.variant import Template
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
 from tests.hardware import templates
@@ -28,21 +29,16 @@ SETTINGS = EngineSettings()
 
 def work(path: Path, announce: int) -> None:
     """Continue the sweep; write a byte for every variant that is in the table."""
-    template, channels = templates.residual(blocks=1)
+    model, channels = templates.residual(blocks=1)
+    template = Template(model=model, channels=channels, layers=layers_of(model, channels))
     candidates = {g.name: tuple(range(4, g.width + 1, 4)) for g in channels.groups}
     runtime = FakeRuntime(noise=0.02)
     empty = LatencyTable(key=key_of(runtime, SETTINGS, 1))
     sweep(
-        template,
-        channels,
-        layers_of(template, channels),
-        candidates,
-        runtime,
-        SETTINGS,
+        Place(template=template, runtime=runtime, settings=SETTINGS, path=path),
+        Goal(candidates=candidates, builds=BUILDS),
         load_table(path) if path.exists() else empty,
-        path,
-        builds=BUILDS,
-        progress=lambda done, total, text: os.write(announce, b".") and None,
+        lambda done, total, text: os.write(announce, b".") and None,
     )
 
 

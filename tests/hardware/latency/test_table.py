@@ -33,19 +33,20 @@ def conv(inputs, outputs):
     return LayerKey(operator="Conv", in_channels=inputs, out_channels=outputs, kernel=(3, 3))
 
 
-def variant(times_us, *, width=8, anchor_ms=1.0, narrow_ms=0.0, median_ms=0.5, template="t"):
+def variant(times_us, *, width=8, full_ms=1.0, median_ms=None, template="t", predicted_ms=None):
+    """A network that takes as long as its layers do, unless another time is given."""
+    median_ms = median_ms or sum(times_us) / 1000
     return Variant(
         template=template,
         widths={"g": width},
         end_to_end=Latency(
             median_ms=median_ms, low_ms=median_ms, high_ms=median_ms, mad_ms=0.0, samples=9
         ),
-        anchor_ms=anchor_ms,
-        narrow_ms=narrow_ms,
-        sum_us=sum(times_us),
+        full_ms=full_ms,
         samples=20,
         entries=tuple(range(len(times_us))),
         times_us=tuple(times_us),
+        predicted_ms=predicted_ms,
     )
 
 
@@ -56,82 +57,27 @@ def test_entries_are_medians_over_builds_with_their_spread():
 
     entry = table.entry(conv(8, 8))
 
-    assert (entry.median_us, entry.mad_us) == (11.0, 1.0)
-    assert (entry.builds, entry.samples) == (3, 60)
+    assert (entry.median_us, entry.mad_us, entry.builds) == (11.0, 1.0, 3)
 
 
-def test_drift_of_the_device_is_taken_out_through_the_anchor():
+def test_a_slow_down_of_the_device_is_taken_out_through_the_full_network():
     table = LatencyTable(key=KEY)
-    # Three times at the usual pace, once while everything took twice as long.
-    for anchor_ms, time_us in ((1.0, 10.0), (1.0, 10.0), (1.0, 10.0), (2.0, 80.0)):
+    # Three times at the usual speed, once while everything took twice as long.
+    for full_ms, time_us in ((1.0, 10.0), (1.0, 10.0), (1.0, 10.0), (2.0, 80.0)):
         key = conv(8, 8) if time_us == 10.0 else conv(16, 16)
-        table = table.adding(variant([time_us], anchor_ms=anchor_ms), [key])
+        table = table.adding(variant([time_us], full_ms=full_ms), [key])
 
+    assert table.full_ms("t") == 1.0
+    assert table.slowdown(table.variants[-1]) == 2.0
+    assert table.usual_ms(table.variants[-1]) == 0.04
     assert table.entry(conv(16, 16)).median_us == 40.0
-    assert table.corrected_ms(table.variants[-1]) == 0.25
-    assert table.drift(table.variants[-1]) == 2.0
 
 
-def test_what_slows_small_networks_alone_is_taken_out_through_the_narrow_one():
-    table = LatencyTable(key=KEY)
-    for width, time_us, narrow_ms in ((8, 10.0, 0.1), (12, 20.0, 0.1), (16, 60.0, 0.2)):
-        small = variant([time_us], width=width, narrow_ms=narrow_ms, median_ms=narrow_ms)
-        table = table.adding(small, [conv(width, width)])
+def test_a_network_that_was_never_measured_has_no_full_time():
+    table = LatencyTable(key=KEY).adding(variant([10.0]), [conv(8, 8)])
 
-    slowed = table.variants[-1]
-
-    assert table.drift(slowed) == pytest.approx(2.0)
-    assert table.is_slowed(slowed)
-    assert table.entry(conv(16, 16)).median_us == pytest.approx(30.0)
-    assert table.corrected_ms(slowed) == pytest.approx(0.1)
-
-
-def test_variants_beside_which_no_narrow_network_was_timed_go_by_the_full_one(tmp_path):
-    table = LatencyTable(key=KEY).adding(variant([10.0], anchor_ms=1.0), [conv(8, 8)])
-    table = table.adding(variant([10.0], width=16, narrow_ms=0.1, anchor_ms=1.0), [conv(16, 16)])
-    table = table.adding(variant([10.0], width=24, anchor_ms=2.0), [conv(24, 24)])
-
-    assert [table.drift(v) for v in table.variants] == [1.0, 1.0, 2.0]
-    table.save(tmp_path / "table.json")
-    assert load_table(tmp_path / "table.json") == table
-
-
-def test_the_usual_pace_is_that_of_the_undisturbed_device_even_where_it_was_rarely_that():
-    anchors_ms = (1.0, 1.01, 1.02, 1.4, 1.4, 1.4, 1.4)
-    table = LatencyTable(key=KEY)
-    for anchor_ms in anchors_ms:
-        table = table.adding(variant([10.0], anchor_ms=anchor_ms), [conv(8, 8)])
-
-    assert table.anchors_ms["t"] == 1.01
-    assert [table.is_at_pace(v) for v in table.variants] == [True] * 3 + [False] * 4
-
-
-def test_a_device_faster_than_usual_is_off_its_pace_but_not_slowed():
-    table = LatencyTable(key=KEY)
-    for anchor_ms in (1.0, 1.0, 1.0, 1.0, 0.9, 1.1):
-        table = table.adding(variant([10.0], anchor_ms=anchor_ms), [conv(8, 8)])
-
-    assert [table.is_at_pace(v) for v in table.variants] == [True] * 4 + [False] * 2
-    assert [table.is_slowed(v) for v in table.variants] == [False] * 5 + [True]
-
-
-def test_a_variant_measured_again_takes_the_place_of_the_first_measurement():
-    table = LatencyTable(key=KEY)
-    for width, time_us in ((8, 10.0), (16, 90.0), (24, 30.0)):
-        table = table.adding(variant([time_us], width=width), [conv(8, width)])
-
-    better = table.replacing(table.variants[1], variant([20.0], width=16), [conv(8, 16)])
-
-    assert [v.times_us for v in better.variants] == [(10.0,), (20.0,), (30.0,)]
-    assert better.entry(conv(8, 16)).median_us == 20.0
-
-
-def test_tables_without_raw_samples_are_read(tmp_path):
-    path = tmp_path / "table.json"
-    LatencyTable(key=KEY).adding(variant([10.0]), [conv(3, 8)]).save(path)
-
-    assert "raw" not in json.loads(path.read_text())["variants"][0]
-    assert load_table(path).variants[0].raw is None
+    with pytest.raises(MissingLatencyError, match=r"no measurement of this network.*profile"):
+        table.full_ms("another")
 
 
 def test_a_table_survives_save_and_load(tmp_path):
@@ -202,7 +148,7 @@ def test_the_additivity_audit_is_end_to_end_over_the_sum():
     [
         (lambda text: text[: len(text) // 2], "damaged"),
         (lambda text: text.replace('"entries": [0]', '"entries": [7]'), "does not hold"),
-        (lambda text: text.replace('"schema": 1', '"schema": 99'), "schema 99"),
+        (lambda text: text.replace('"schema": 2', '"schema": 99'), "schema 99"),
         (lambda text: text.replace('"batch": 1', '"bath": 1'), "not a valid LatencyTable"),
     ],
 )

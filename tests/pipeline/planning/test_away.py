@@ -60,7 +60,7 @@ def test_a_plan_for_a_device_elsewhere_rests_on_its_table(host):
 
     fitted = make_plan(away(host))
 
-    (full_ms,) = table.anchors_ms.values()
+    (full_ms,) = table.full_networks_ms.values()
     assert fitted.plan.baseline_ms == full_ms
     assert fitted.plan.target_ms == pytest.approx(0.6 * full_ms)
     assert 0.5 * full_ms < fitted.plan.predicted_ms <= 0.6 * full_ms
@@ -70,7 +70,7 @@ def test_a_plan_for_a_device_elsewhere_rests_on_its_table(host):
 
 def test_an_absolute_target_is_held_against_the_devices_own_baseline(host):
     table = load_table(host / "profiles" / FAR / "fake-fp32-b1-t1.json")
-    (full_ms,) = table.anchors_ms.values()
+    (full_ms,) = table.full_networks_ms.values()
     asked = away(host, latency_ratio=None, latency_ms=0.7 * full_ms)
 
     fitted = make_plan(asked.model_copy(update={"out": host / "absolute"}))

@@ -6,7 +6,7 @@ from rich.console import Console
 from hardware.graph.channel_map import ChannelMap, Group
 from hardware.latency.layers import LayerKey
 from hardware.latency.table import Entry, LatencyTable, TableKey
-from hardware.latency.trust import cross_validate
+from hardware.latency.trust import trust_of
 from pipeline.records import Choice
 from pipeline.report import tables as showing
 
@@ -119,15 +119,15 @@ def test_a_latency_table_shows_its_slowest_layers_and_its_audit(tmp_path):
         LayerKey(operator="Conv", in_channels=3, out_channels=n, kernel=(3, 3)) for n in (8, 9, 7)
     ]
     entries = [
-        Entry(key=layer, median_us=time, mad_us=0.5, samples=10, builds=4)
+        Entry(key=layer, median_us=time, mad_us=0.5, builds=4)
         for layer, time in zip(layers, (2.0, 30.0, 10.0), strict=True)
     ]
 
     table = LatencyTable(key=key, entries=tuple(entries))
 
-    text = squeezed(showing.latency_table(tmp_path, table, cross_validate(table), 2))
+    text = squeezed(showing.latency_table(tmp_path, table, trust_of(table), 2))
 
     assert "OpenVINO 1 on bench" in text
     assert "Conv 3×3 3 9 30.0 0.5 4 Conv 3×3 3 7 10.0 0.5 4 and 1 faster layers" in text
     assert "3 layers from 0 variants, fp32, batch 1, 2 threads" in text
-    assert "0 networks can be predicted from the others: too few" in text
+    assert "0 networks were predicted before they were measured: too few" in text
