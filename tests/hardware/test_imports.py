@@ -1,7 +1,15 @@
 """A device has the base install: no torch, and perhaps no runtime."""
 
+import ast
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}  # each an extra of its own
 
 IMPORT_ALL = """
 import sys
@@ -23,9 +31,30 @@ def import_all_without(*absent: str) -> None:
     subprocess.run([sys.executable, "-c", IMPORT_ALL.format(absent=set(absent))], check=True)
 
 
-def test_hardware_imports_without_torch_and_the_pipeline():
-    import_all_without("torch", "pipeline")
+def test_hardware_imports_without_what_only_the_host_has():
+    import_all_without("torch", "yaml", "pipeline")
 
 
 def test_hardware_imports_without_any_runtime():
-    import_all_without("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+    import_all_without(*RUNTIMES)
+
+
+def imported(source: str) -> set[str]:
+    """Return the packages that a module imports anywhere, also within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module)
+    return {name.partition(".")[0] for name in found} - sys.stdlib_module_names
+
+
+def test_the_base_install_is_what_hardware_imports_and_nothing_else():
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[^\w-]", words)[0].lower() for words in project["dependencies"]}
+
+    found = set().union(*(imported(p.read_text()) for p in (ROOT / "hardware").rglob("*.py")))
+
+    assert found - RUNTIMES - {"hardware"} == needed
