@@ -6,7 +6,7 @@ OpenVINO's benchmark_app and the loop of onnxruntime_perf_test time the same fil
 `espalier bench`, each in a process of its own, one thread, float32. Every round gives one ratio of
 medians; they agree where the interval of the ratios holds 1. Where it does not, the note says
 whether two things explain it that are in our time and not in the tools': the call from Python, and
-turns with the anchor, which leave the caches cooler than inferences in a row.
+turns with the reference model, which leave the caches cooler than inferences in a row.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from benchmarks.ort_perf import bound
 from hardware.device import this_device
 from hardware.errors import RunError
 from hardware.gate.bench import Rules, bench
-from hardware.gate.engines import Contender, anchor_loader, contender
+from hardware.gate.engines import EngineFile, engine_file, reference_loader
 from hardware.gate.sample import TURN_SAMPLES, Schedule
 from hardware.intervals import Interval, median, median_interval, samples_needed
-from hardware.lock import default_lock, machine_lock
+from hardware.lock import machine_lock
 from hardware.records import write_whole
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
-from hardware.timing import timer_of
+from hardware.timing import fill_caches, timer_of
 
 FOLDER = Path("build/vendors")
 RESULTS = Path("benchmarks/results/vendors.json")
@@ -86,15 +86,18 @@ def ort_call_ms(path: Path) -> float:
     return median([ours(1) - theirs(1) for _ in range(CALLS)])
 
 
-def turns_ms(engine: Contender) -> float:
-    """Return by how much an inference in turns with the anchor is longer than one in a row."""
+def turns_ms(engine: EngineFile) -> float:
+    """Return by how much an inference in turns is longer than one in a row.
+
+    The turns are with the reference model.
+    """
     loaded = engine.load()
     timer = loaded.timer(loaded.random_feeds())
-    anchor = anchor_loader(engine.runtime, engine.settings)().timer
+    other = reference_loader(engine.runtime, engine.settings)().timer
     added = []
     for _ in range(CALLS // TURN_SAMPLES):
-        anchor(TURN_SAMPLES)
-        timer(1)
+        other(TURN_SAMPLES)
+        fill_caches(timer)
         in_turns, in_a_row = (
             median([timer(1) for _ in range(TURN_SAMPLES)]) for _ in ("at once", "when warm")
         )
@@ -118,7 +121,7 @@ TOOLS = (
 )
 
 
-def ours_ms(engine: Contender, seconds: float) -> Interval:
+def ours_ms(engine: EngineFile, seconds: float) -> Interval:
     """Return the median by `espalier bench` and its 95 % interval, ms."""
     session = bench([engine], None, Rules(schedule=Schedule(budget_s=seconds)))
     if not session.is_complete:
@@ -128,7 +131,7 @@ def ours_ms(engine: Contender, seconds: float) -> Interval:
 
 def compare(tool: Tool, path: Path, rounds: int, seconds: float) -> dict[str, Any]:
     """Return both medians of every round, their ratio, and why it is not 1 where it is not."""
-    engine = contender(path, tool.runtime, EngineSettings())
+    engine = engine_file(path, tool.runtime, EngineSettings())
     ours: list[Interval] = []
     theirs: list[float] = []
     for index in range(rounds):
@@ -164,7 +167,7 @@ def note(plain: Interval, less: Interval, call_ms: float, turn_ms: float) -> str
         return "agrees"
     ours = (
         f"the {1e3 * call_ms:.1f} us of the call from Python and the {1e3 * turn_ms:.1f} us that "
-        "turns with the anchor add, which are in our time and not in the tool's"
+        "turns with the reference model add, which are in our time and not in the tool's"
     )
     if less.contains(1.0):
         return f"agrees but for {ours}"
@@ -184,8 +187,8 @@ def main() -> int:
     if asked.rounds < ROUNDS:
         parser.error(f"{asked.rounds} rounds give no interval; {ROUNDS} are needed.")
     started = time.monotonic()
-    with machine_lock(default_lock()):
-        paths = asked.model or [build.contender("ort", FOLDER).path for build in BUILDS]
+    with machine_lock("comparing with the runtimes' own tools"):
+        paths = asked.model or [build.engine_file("ort", FOLDER).path for build in BUILDS]
         found = [compare(t, path, asked.rounds, asked.seconds) for t in TOOLS for path in paths]
     result = {
         "device": this_device().name,

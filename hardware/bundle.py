@@ -75,29 +75,27 @@ class Bundle:
         return EngineSettings(precision=self.manifest.precision, threads=self.manifest.threads)
 
 
-def pack(
-    network: str,
-    template: onnx.ModelProto,
-    channels: ChannelMap,
-    candidates: Mapping[str, tuple[int, ...]],
-    settings: EngineSettings,
-    *,
-    batch: int,
-    seed: int = 0,
-    with_weights: bool = False,
-) -> tuple[Manifest, dict[str, bytes]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What goes into a bundle."""
+
+    network: str  # its name, for people
+    template: onnx.ModelProto  # batch norms folded
+    channels: ChannelMap
+    candidates: Mapping[str, tuple[int, ...]]  # widths per group that a planner may choose
+    settings: EngineSettings  # how engines are built
+    batch: int  # images per inference
+    seed: int = 0  # of the design of the measurements
+
+
+def pack(contents: Contents, *, with_weights: bool = False) -> tuple[Manifest, dict[str, bytes]]:
     """Return a bundle's manifest and its other parts by name.
 
     Args:
-        network: its name, for people.
-        template: batch norms folded.
-        channels: its channel map.
-        candidates: widths per group that a planner may choose.
-        settings: how engines are built.
-        batch: images per inference.
-        seed: of the design of the measurements.
+        contents: what the device is to measure.
         with_weights: send the weights; else the device draws random ones of the same shapes.
     """
+    template, channels = contents.template, contents.channels
     model, drawn = (template, ()) if with_weights else _without_weights(template)
     parts = {
         CHANNELS: json.dumps(
@@ -106,13 +104,13 @@ def pack(
         TEMPLATE: model.SerializeToString(deterministic=True),
     }
     manifest = Manifest(
-        network=network,
+        network=contents.network,
         template=digest_of(template),
-        precision=settings.precision,
-        threads=settings.threads,
-        batch=batch,
-        seed=seed,
-        candidates=dict(candidates),
+        precision=contents.settings.precision,
+        threads=contents.settings.threads,
+        batch=contents.batch,
+        seed=contents.seed,
+        candidates=dict(contents.candidates),
         drawn=drawn,
         sha256={name: hashlib.sha256(content).hexdigest() for name, content in parts.items()},
     )

@@ -1,4 +1,4 @@
-"""What a device runs, without torch: its commands. Only this file and the `*_cli` ones print."""
+"""What a device runs, without torch: its commands. Only this file and those of `commands` print."""
 
 import typer
 from rich.console import Console

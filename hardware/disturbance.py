@@ -8,9 +8,9 @@ import psutil
 from hardware.device import foreign_cpu_s
 from hardware.records import Record
 
-# More processor than this used by others, in cores, while something is measured: it is measured
-# again. Shorter stretches say nothing: the system counts in ticks of about 10 ms.
-CROWDED_CORES = 0.25
+# More processor than this used by others, in cores, disturbs what is measured. Shorter stretches
+# say nothing: the system counts in ticks of about 10 ms.
+DISTURBING_CORES = 0.25
 LEAST_S = 0.1
 
 
@@ -33,9 +33,9 @@ class Disturbance(Record):
     interruptions: int  # times that this process lost the processor against its will
 
     @property
-    def is_crowded(self) -> bool:
+    def is_disturbed(self) -> bool:
         """Whether others were so busy that what was measured is not to be trusted."""
-        return self.seconds >= LEAST_S and self.foreign_cores > CROWDED_CORES
+        return self.seconds >= LEAST_S and self.foreign_cores > DISTURBING_CORES
 
 
 def read_counters() -> Counters:

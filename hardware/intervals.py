@@ -86,7 +86,7 @@ def quantile_interval(samples: Samples, quantile: float, confidence: float = 0.9
 def ratio_interval(numerator: Samples, denominator: Samples, confidence: float = 0.95) -> Interval:
     """Return the median of the paired ratios and its confidence interval.
 
-    Both series come from the same rounds, so whatever slows a round down (drift, clocks, a
+    Both series come from the same rounds, so whatever slows a round down (heat, clocks, a
     neighbour) divides out before anything is estimated. Where the two differ by a constant factor
     the median of the ratios is that factor, which is also the ratio of the medians.
 

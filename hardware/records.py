@@ -89,7 +89,7 @@ def parse_record(kind: type[AnyRecord], content: bytes, source: str) -> AnyRecor
     if schema != kind.SCHEMA:
         raise StorageError(
             f"{source} has schema {schema}; this version of Espalier reads schema {kind.SCHEMA} of "
-            f"{kind.__name__}. Update Espalier or delete the file."
+            f"{kind.__name__}. Update Espalier, or make the file anew with this version."
         )
     try:
         return kind.model_validate(body)

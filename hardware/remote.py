@@ -20,7 +20,7 @@ from hardware.latency.table import (
 )
 from hardware.latency.template_layers import layers_of
 from hardware.latency.variant import Template
-from hardware.lock import default_lock, machine_lock
+from hardware.lock import file_lock, machine_lock
 from hardware.runtimes import RUNTIMES
 from hardware.runtimes.base import Runtime
 
@@ -34,7 +34,6 @@ def measure_bundle(
     *,
     builds: int | None = None,
     minutes: float = 0.5,
-    lock: Path | None = None,
     progress: Progress | None = None,
 ) -> LatencyTable:
     """Return the table of a bundle's network on this device; it is saved after every variant.
@@ -47,18 +46,18 @@ def measure_bundle(
         path: where the table lies, or will.
         builds: variants to hold in the end; None: as many as the time allows.
         minutes: how long to measure, earlier sweeps of the same network included.
-        lock: held meanwhile; None: this machine's.
-        progress: told (variants measured, expected, text) after each.
+        progress: gets (variants measured, expected, text) after each.
 
     Raises:
-        BusyError: something else is measured on this machine.
+        BusyError: another process measures on this machine, or writes this table.
         DeviceMismatchError: the table was measured on another device, runtime or setting.
         HardwareError: the runtime cannot build or run the network, or a file cannot be written.
     """
     key = key_of(runtime, bundle.settings, bundle.manifest.batch)
-    table = load_table(path, key) if path.exists() else LatencyTable(key=key)
-    digests = dict.fromkeys((*table.bundles, bundle.manifest.digest))
-    with machine_lock(lock or default_lock()):
+    purpose = f"measuring {bundle.manifest.network} into {path}"
+    with file_lock(path, purpose), machine_lock(purpose):
+        table = load_table(path, key) if path.exists() else LatencyTable(key=key)
+        digests = dict.fromkeys((*table.bundles, bundle.manifest.digest))
         template = Template(
             model=bundle.template,
             channels=bundle.channels,
@@ -75,7 +74,7 @@ def measure_bundle(
             table.model_copy(update={"bundles": tuple(digests)}),
             progress,
         )
-    table.save(path)
+        table.save(path)
     return table
 
 
@@ -101,6 +100,7 @@ def bring_home(
         profiles: the folder of tables.
 
     Raises:
+        BusyError: another process writes the table that lies there.
         StorageError: damaged, or of another bundle.
         DeviceMismatchError: of another device, runtime or setting.
     """
@@ -115,15 +115,16 @@ def bring_home(
         )
     _refuse_odd(path, table, template, layers)
     place = table_path(profiles, table.key)
-    held = LatencyTable(key=table.key)
-    if place.exists():
-        before = load_table(place)
-        if before.key.version != table.key.version:
-            place.rename(place.with_name(f"{place.stem}-{before.key.version}.json"))
-        else:
-            held = before
-    merged = merge(held, table)
-    merged.save(place)
+    with file_lock(place, f"merging {path} into it"):
+        held = LatencyTable(key=table.key)
+        if place.exists():
+            before = load_table(place)
+            if before.key.version != table.key.version:
+                place.rename(place.with_name(f"{place.stem}-{before.key.version}.json"))
+            else:
+                held = before
+        merged = merge(held, table)
+        merged.save(place)
     return place, merged
 
 

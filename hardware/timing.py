@@ -1,7 +1,8 @@
 """Time engines together: warm up, sample in random order, stop when the intervals are tight.
 
-Every round times every run once, so that drift (clocks, heat, neighbours) hits all of them alike;
-compare two runs only through one call of `time_together`.
+Every round gives every run one turn, so that what changes over time (clocks, heat, neighbours) hits
+all of them alike; compare two runs only through one call of `time_together`. The gate, which loads
+its engines anew again and again and stops by a test of its own, times them by the same turns.
 """
 
 import gc
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil, inf, isfinite
 
 import numpy as np
@@ -30,12 +32,17 @@ Timer = Callable[[int], float]
 """Runs something that many times back to back and returns the milliseconds that one run took."""
 
 Progress = Callable[[float, str], None]
-"""Is told what fraction is done, 0 to 1, and a line of text."""
+"""Gets what fraction is done, 0 to 1, and a line of text."""
 
 WINDOW_S = 0.25  # the system counts processor time in ticks of 10 ms: shorter windows say little
-TRUSTED_SAMPLES = 10  # fewer clean samples than this are not worth more than all of them
+TRUSTED_SAMPLES = 10  # fewer undisturbed samples than this are not worth more than all of them
 LEAST_WINDOW_S = 0.1  # what is left at the end and shorter says nothing by itself
 WARM_BLOCK = 3  # two blocks of this many samples must agree before a run counts as warm
+WARM_TOLERANCE = 0.03  # within this, relative to the earlier block's median
+# Between turns the caches hold the last run's weights: inferences go untimed until this much time
+# or so many of them have passed, one at the least.
+FILL_MS = 10.0
+FILL_CALLS = 8
 
 
 class Latency(Record):
@@ -46,7 +53,15 @@ class Latency(Record):
     high_ms: float
     mad_ms: float  # median absolute deviation of the samples
     samples: int  # that the figures rest on
-    tainted: int = 0  # samples taken while something else used the processor
+    disturbed: int = 0  # samples taken while something else used the processor
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_the_former_name(cls, body: object) -> object:
+        """Return what a file holds, with the name that `disturbed` had in older ones replaced."""
+        if isinstance(body, dict) and "tainted" in body:
+            return {"disturbed" if key == "tainted" else key: body[key] for key in body}
+        return body
 
     @model_validator(mode="after")
     def _is_possible(self) -> "Latency":
@@ -62,20 +77,17 @@ class Latency(Record):
 class Protocol:
     """How long to warm up, when to stop, and what counts as disturbed."""
 
-    warmup_s: float = 1.0  # at most, per run; less where it is stable before
-    warm_tolerance: float = 0.03  # warm when two blocks' medians agree within this, relative
+    warmup_s: float = 1.0  # of inferences, at most, per run; less where it is stable before
     min_samples: int = 20
     max_samples: int = 500
     max_seconds: float = 10.0  # of sampling, for all runs together
     relative_width: float = 0.02  # stop when every interval is this narrow against its median
     confidence: float = 0.95
     min_sample_us: float = 50.0  # shorter runs are repeated within a sample: the clock costs 0.1 us
-    # Between runs caches hold the last run's weights: inferences go untimed until this much time or
-    # so many of them have passed, one at the least. 0: none do.
-    settle_ms: float = 10.0
-    settle_calls: int = 8
-    foreign_cores: float = 0.25  # more processor than this used by others taints a window
-    lost_share: float = 0.1  # a sample that loses more than this of its processor time is tainted
+    fill_ms: float = FILL_MS
+    fill_calls: int = FILL_CALLS  # 0: every turn finds the caches as the last one left them
+    foreign_cores: float = 0.25  # more processor than this used by others disturbs a window
+    lost_share: float = 0.1  # a sample that loses more than this of its processor time is disturbed
 
     def __post_init__(self) -> None:
         needed = samples_needed(self.confidence)
@@ -92,14 +104,14 @@ class Series:
 
     samples_ms: tuple[float, ...]  # time of one inference
     interrupted: tuple[bool, ...]  # the run lost the processor during the sample
-    crowded: tuple[bool, ...]  # others kept the processor busy around that time
+    shared: tuple[bool, ...]  # others kept the processor busy around that time
     calls: int = 1  # inferences per sample; more than one for very short runs
     confidence: float = 0.95
 
     @property
-    def tainted(self) -> tuple[bool, ...]:
+    def disturbed(self) -> tuple[bool, ...]:
         """Whether each sample was disturbed from outside."""
-        return tuple(a or b for a, b in zip(self.interrupted, self.crowded, strict=True))
+        return tuple(a or b for a, b in zip(self.interrupted, self.shared, strict=True))
 
     @property
     def interval(self) -> Interval:
@@ -116,12 +128,12 @@ class Series:
             high_ms=interval.high,
             mad_ms=mad(self._trusted_ms),
             samples=len(self._trusted_ms),
-            tainted=sum(self.tainted),
+            disturbed=sum(self.disturbed),
         )
 
     @property
     def _trusted_ms(self) -> list[float]:
-        kept = _least_disturbed(self.tainted, self.interrupted, self.confidence)
+        kept = _least_disturbed(self.disturbed, self.interrupted, self.confidence)
         return [self.samples_ms[index] for index in kept]
 
 
@@ -133,28 +145,128 @@ def ratio(a: Series, b: Series) -> Interval:
     Raises:
         ValueError: the two were not timed together (they differ in length).
     """
-    tainted = [x or y for x, y in zip(a.tainted, b.tainted, strict=True)]
+    disturbed = [x or y for x, y in zip(a.disturbed, b.disturbed, strict=True)]
     interrupted = [x or y for x, y in zip(a.interrupted, b.interrupted, strict=True)]
-    kept = _least_disturbed(tainted, interrupted, a.confidence)
+    kept = _least_disturbed(disturbed, interrupted, a.confidence)
     return ratio_interval(
         [a.samples_ms[i] for i in kept], [b.samples_ms[i] for i in kept], a.confidence
     )
 
 
 def _least_disturbed(
-    tainted: Sequence[bool], interrupted: Sequence[bool], confidence: float
+    disturbed: Sequence[bool], interrupted: Sequence[bool], confidence: float
 ) -> list[int]:
-    """Return which samples to trust: the clean ones, else those not interrupted, else all.
+    """Return which samples to trust: the undisturbed, else those not interrupted, else all.
 
     The first of these with enough samples for an interval. The marks come from processor time and
     neighbours, never from the sample's own length, so choosing by them does not favour fast ones.
     """
     enough = max(samples_needed(confidence), TRUSTED_SAMPLES)
-    for marks in (tainted, interrupted):
+    for marks in (disturbed, interrupted):
         kept = [index for index, bad in enumerate(marks) if not bad]
         if len(kept) >= enough:
             return kept
-    return list(range(len(tainted)))
+    return list(range(len(disturbed)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What a run does when it is its turn."""
+
+    prepare: Callable[[Timer], None] | None  # brings the caches into the state to be timed in
+    samples: int = 1
+    calls: int = 1  # inferences per sample
+
+
+@dataclass(slots=True)
+class Recorder:
+    """The samples of one run so far, with the processor time that this process got for each."""
+
+    timers: tuple[Timer, ...]  # of several engines of one model, in turns
+    turn: Turn
+    samples_ms: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)  # own processor time over wall time
+    walls_us: list[float] = field(default_factory=list)
+    shared: list[bool] = field(default_factory=list)  # others used the processor meanwhile
+
+    def take_turn(self) -> None:
+        """Prepare the caches and take the samples of one turn."""
+        timer = self.timers[len(self.samples_ms) // self.turn.samples % len(self.timers)]
+        if self.turn.prepare is not None:
+            self.turn.prepare(timer)
+        for _ in range(self.turn.samples):
+            wall, own = time.perf_counter_ns(), time.process_time_ns()
+            milliseconds = checked_ms(timer(self.turn.calls))
+            own_ns, wall_ns = time.process_time_ns() - own, time.perf_counter_ns() - wall
+            self.samples_ms.append(milliseconds)
+            self.shares.append(own_ns / max(wall_ns, 1))
+            self.walls_us.append(wall_ns / 1e3)
+            self.shared.append(False)
+
+    def series(self, protocol: Protocol) -> Series:
+        """Return the samples, and which of them were disturbed by the protocol's measure."""
+        least = self._least_share(protocol)
+        return Series(
+            samples_ms=tuple(self.samples_ms),
+            interrupted=tuple(share < least for share in self.shares),
+            shared=tuple(self.shared),
+            calls=self.turn.calls,
+            confidence=protocol.confidence,
+        )
+
+    def _least_share(self, protocol: Protocol) -> float:
+        """Return the share of processor time below which a sample was interrupted.
+
+        A run that computes all the time gets less than usual only when it is preempted. Runs that
+        wait for another device have no usual share, and very short ones measure it badly.
+        """
+        usual = float(np.quantile(self.shares, 0.9))
+        if usual < 0.9 or median(self.walls_us) < protocol.min_sample_us / 2:
+            return 0.0
+        return usual * (1 - protocol.lost_share)
+
+
+def play_round(recorders: Sequence[Recorder], generator: np.random.Generator) -> None:
+    """Give every run one turn, in an order drawn by lot."""
+    for index in generator.permutation(len(recorders)):
+        recorders[index].take_turn()
+
+
+def fill_caches(timer: Timer, most_ms: float = FILL_MS, most_calls: int = FILL_CALLS) -> None:
+    """Run untimed inferences until the caches hold this engine's weights.
+
+    One inference is not enough where other engines' weights fill the last cache: a narrowed
+    MobileNetV2 took 1.58 ms after one, 1.37 ms after four, 1.30 ms after eight, and 1.25 ms alone.
+    """
+    passed_ms, calls = 0.0, 0
+    while passed_ms < most_ms and calls < most_calls:
+        passed_ms += checked_ms(timer(1))
+        calls += 1
+
+
+def warm_up(timer: Timer, most_s: float) -> tuple[float, float]:
+    """Run until two blocks of inferences agree, or took so long beyond the first one.
+
+    Returns:
+        What the first inference took, and what one takes now, ms.
+    """
+    first_ms = checked_ms(timer(1))
+    samples: list[float] = []
+    spent_ms = 0.0
+    while spent_ms < 1e3 * most_s:
+        samples.append(checked_ms(timer(1)))
+        spent_ms += samples[-1]
+        before, now = samples[-2 * WARM_BLOCK : -WARM_BLOCK], samples[-WARM_BLOCK:]
+        if len(samples) >= 2 * WARM_BLOCK and (
+            abs(median(now) / median(before) - 1) <= WARM_TOLERANCE
+        ):
+            break
+    return first_ms, median(samples[-WARM_BLOCK:] or [first_ms])
+
+
+def calls_per_sample(run_ms: float, least_us: float) -> int:
+    """Return how many inferences a sample must have to last so long."""
+    return max(1, ceil(least_us / (1e3 * run_ms)))
 
 
 def time_together(
@@ -182,118 +294,55 @@ def time_together(
             (engines of one model), they take turns: sample `i` is that of timer `i % count`.
         protocol: when to stop.
         seed: of the random orders.
-        progress: is told the fraction done and the width reached.
+        progress: gets the fraction done and the width reached.
         foreign_s: reads the processor seconds that others have used so far.
 
     Raises:
         RunError: a run failed, or its timer returned something that is not a time.
     """
     generator = np.random.default_rng(seed)
-    tell = progress or _silent
+    report = progress or _silent
     with without_garbage_collection():
-        recorders = [_recorder((t,) if callable(t) else tuple(t), protocol) for t in timers]
-        settles = len(recorders) > 1
+        together = len(timers) > 1
+        recorders = [
+            _recorder((t,) if callable(t) else tuple(t), protocol, together) for t in timers
+        ]
         watch = _Watch(foreign_s, protocol)
         start, rounds, next_check = time.monotonic(), 0, protocol.min_samples
         while recorders and rounds < protocol.max_samples:
-            for index in generator.permutation(len(recorders)):
-                recorders[index].sample(settles)
+            play_round(recorders, generator)
             rounds += 1
             watch.end_round(recorders)
             elapsed = (time.monotonic() - start) / protocol.max_seconds
             if rounds >= next_check:
                 next_check = ceil(rounds * 1.1)
-                width = max(r.series().interval.relative_width for r in recorders)
+                width = max(r.series(protocol).interval.relative_width for r in recorders)
                 done = max(rounds / protocol.max_samples, elapsed)
                 done = max(done, (protocol.relative_width / width) ** 2 if width else 1.0)
-                tell(min(done, 1.0), f"{rounds} rounds, intervals within {width:.1%}")
+                report(min(done, 1.0), f"{rounds} rounds, intervals within {width:.1%}")
                 if width <= protocol.relative_width:
                     break
             if elapsed >= 1 and rounds >= protocol.min_samples:
                 break
         watch.end(recorders)
-    tell(1.0, f"{rounds} rounds")
-    return tuple(r.series() for r in recorders)
+    report(1.0, f"{rounds} rounds")
+    return tuple(r.series(protocol) for r in recorders)
 
 
-def warm_up(timer: Timer, protocol: Protocol) -> int:
-    """Run until two blocks of samples agree or `warmup_s` is spent; return calls per sample."""
-    start = time.monotonic()
-    samples = [checked_ms(timer(1))]
-    while time.monotonic() - start < protocol.warmup_s:
-        samples.append(checked_ms(timer(1)))
-        before, now = samples[-2 * WARM_BLOCK : -WARM_BLOCK], samples[-WARM_BLOCK:]
-        if len(samples) >= 2 * WARM_BLOCK and (
-            abs(median(now) / median(before) - 1) <= protocol.warm_tolerance
-        ):
-            break
-    return max(1, ceil(protocol.min_sample_us / (1e3 * median(samples[-WARM_BLOCK:]))))
+def _recorder(timers: tuple[Timer, ...], protocol: Protocol, together: bool) -> Recorder:
+    """Return a recorder of one run whose engines are warm; the first tells how long that takes.
 
-
-@dataclass(slots=True)
-class _Recorder:
-    """The samples of one run so far, with the processor time that this process got for each."""
-
-    timers: tuple[Timer, ...]  # of several engines of one model, in turns
-    calls: int
-    protocol: Protocol
-    samples_ms: list[float] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)  # own processor time over wall time
-    walls_us: list[float] = field(default_factory=list)
-    crowded: list[bool] = field(default_factory=list)  # others used the processor meanwhile
-
-    def sample(self, settles: bool) -> None:
-        timer = self.timers[len(self.samples_ms) % len(self.timers)]
-        if settles:
-            self._settle(timer)
-        wall, own = time.perf_counter_ns(), time.process_time_ns()
-        milliseconds = checked_ms(timer(self.calls))
-        own_ns, wall_ns = time.process_time_ns() - own, time.perf_counter_ns() - wall
-        self.samples_ms.append(milliseconds)
-        self.shares.append(own_ns / max(wall_ns, 1))
-        self.walls_us.append(wall_ns / 1e3)
-        self.crowded.append(False)
-
-    def _settle(self, timer: Timer) -> None:
-        """Fill the caches with this engine's weights.
-
-        One inference is not enough where other engines' weights fill the last cache: a narrowed
-        MobileNetV2 took 1.58 ms after one, 1.37 ms after four, 1.30 ms after eight, and 1.25 ms
-        alone.
-        """
-        passed_ms, calls = 0.0, 0
-        while passed_ms < self.protocol.settle_ms and calls < self.protocol.settle_calls:
-            passed_ms += checked_ms(timer(1))
-            calls += 1
-
-    def series(self) -> Series:
-        least = self._least_share()
-        return Series(
-            samples_ms=tuple(self.samples_ms),
-            interrupted=tuple(share < least for share in self.shares),
-            crowded=tuple(self.crowded),
-            calls=self.calls,
-            confidence=self.protocol.confidence,
-        )
-
-    def _least_share(self) -> float:
-        """Return the share of processor time below which a sample was interrupted.
-
-        A run that computes all the time gets less than usual only when it is preempted. Runs that
-        wait for another device have no usual share, and very short ones measure it badly.
-        """
-        usual = float(np.quantile(self.shares, 0.9))
-        if usual < 0.9 or median(self.walls_us) < self.protocol.min_sample_us / 2:
-            return 0.0
-        return usual * (1 - self.protocol.lost_share)
-
-
-def _recorder(timers: tuple[Timer, ...], protocol: Protocol) -> _Recorder:
-    """Return a recorder of one run whose engines are warm; the first tells how long that takes."""
-    calls = warm_up(timers[0], protocol)
+    Args:
+        timers: of its engines.
+        protocol: how long to warm up, and to fill the caches.
+        together: whether other runs, which fill the caches too, are timed in turns with it.
+    """
+    _, run_ms = warm_up(timers[0], protocol.warmup_s)
     for timer in timers[1:]:
         timer(WARM_BLOCK)
-    return _Recorder(timers, calls, protocol)
+    fill = partial(fill_caches, most_ms=protocol.fill_ms, most_calls=protocol.fill_calls)
+    calls = calls_per_sample(run_ms, protocol.min_sample_us)
+    return Recorder(timers, Turn(prepare=fill if together else None, calls=calls))
 
 
 class _Watch:
@@ -305,18 +354,18 @@ class _Watch:
         self.rounds = 0
         self.since = self.before = (time.monotonic(), foreign_s())
 
-    def end_round(self, recorders: Sequence[_Recorder]) -> None:
+    def end_round(self, recorders: Sequence[Recorder]) -> None:
         self.rounds += 1
         if time.monotonic() - self.since[0] >= WINDOW_S:
             self._judge(recorders, self.since)
 
-    def end(self, recorders: Sequence[_Recorder]) -> None:
+    def end(self, recorders: Sequence[Recorder]) -> None:
         """Judge the rounds since the last window, together with it where they took no time."""
         is_short = time.monotonic() - self.since[0] < LEAST_WINDOW_S
         if self.rounds > self.first_round:
             self._judge(recorders, self.before if is_short else self.since)
 
-    def _judge(self, recorders: Sequence[_Recorder], since: tuple[float, float]) -> None:
+    def _judge(self, recorders: Sequence[Recorder], since: tuple[float, float]) -> None:
         now = time.monotonic(), self.foreign_s()
         seconds = now[0] - since[0]
         if (
@@ -325,7 +374,7 @@ class _Watch:
         ):
             for recorder in recorders:
                 for index in range(self.first_round, self.rounds):
-                    recorder.crowded[index] = True
+                    recorder.shared[index] = True
         self.first_round, self.before, self.since = self.rounds, self.since, now
 
 
@@ -350,7 +399,7 @@ def checked_ms(milliseconds: float) -> float:
 
 
 def _silent(done: float, text: str) -> None:
-    """Tell nobody."""
+    """Report to nobody."""
 
 
 def timer_of(run: Callable[[], object]) -> Timer:

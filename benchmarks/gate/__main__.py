@@ -26,7 +26,7 @@ from hardware.errors import HardwareError
 from hardware.gate.bench import Rules, bench
 from hardware.gate.run import parse_seconds
 from hardware.gate.sample import Schedule
-from hardware.lock import default_lock, machine_lock
+from hardware.lock import machine_lock
 from hardware.records import load_record, save_record, write_whole
 from hardware.runtimes import get_runtime
 
@@ -69,7 +69,7 @@ def seconds_left(cases: Sequence[Case], runs: Sequence[Run], budget_s: float) ->
 
 def run_case(case: Case, budget_s: float) -> Run | None:
     """Return the run of a case by the default rules, None where Ctrl-C ended it."""
-    engines = [b.contender(case.runtime, FOLDER) for b in (case.candidate, case.baseline)]
+    engines = [b.engine_file(case.runtime, FOLDER) for b in (case.candidate, case.baseline)]
     rules = Rules(schedule=Schedule(budget_s=budget_s))
     start_s = time.monotonic()
     with neighbour() if case.beside else nullcontext():
@@ -130,7 +130,7 @@ def main(words: Sequence[str] | None = None) -> int:
     versions = {name: get_runtime(name).version() for name in asked.runtime or ("ort", "ov")}
     settings = {"device": device.fingerprint, "versions": versions, "budget_s": budget_s}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    with machine_lock(default_lock()):
+    with machine_lock("benchmarking the latency gate"):
         found = {name: slow_downs(name, budget_s, FOLDER / digest) for name in versions}
         cases = plan(asked.aa_runs, asked.runs, found)
         runs = run_all(cases, FOLDER / digest / "runs.jsonl", budget_s)

@@ -101,7 +101,7 @@ def _measured(
     builds: Sequence[Build], runtime: str, budget_s: float, folder: Path
 ) -> tuple[Measurement, ...]:
     """Return what all builds take in turns; without a baseline the whole budget is spent."""
-    engines = [build.contender(runtime, folder) for build in builds]
+    engines = [build.engine_file(runtime, folder) for build in builds]
     return bench(engines, None, Rules(schedule=Schedule(budget_s=FINDING * budget_s))).measurements
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from hardware.gate.engines import Contender
+from hardware.gate.engines import EngineFile
 from hardware.records import Record, write_whole
 from hardware.runtimes.base import EngineSettings
 
@@ -21,12 +21,12 @@ class Build(Record):
     size_px: int = 14
     threads: int = 1
 
-    def contender(self, runtime: str, folder: Path) -> Contender:
+    def engine_file(self, runtime: str, folder: Path) -> EngineFile:
         """Return the engine; its file is written where it is not there yet."""
         path = folder / f"net-{self.widened}-{self.more}-{self.size_px}.onnx"
         if not path.exists():
             write_whole(path, network(self).SerializeToString())
-        return Contender(path=path, runtime=runtime, settings=EngineSettings(threads=self.threads))
+        return EngineFile(path=path, runtime=runtime, settings=EngineSettings(threads=self.threads))
 
 
 def network(build: Build) -> onnx.ModelProto:

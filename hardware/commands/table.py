@@ -135,9 +135,11 @@ def merge_tables(
     """
     with reported("Interrupted."):
         from hardware.latency.table import load_table, merge
+        from hardware.lock import file_lock
 
-        merged = merge(load_table(first), load_table(second))
-        merged.save(output)
+        with file_lock(output, f"merging {first} and {second} into it"):
+            merged = merge(load_table(first), load_table(second))
+            merged.save(output)
         out.print(
             f"{output}: {len(merged.entries)} latencies from {len(merged.variants)} networks",
             markup=False,

@@ -5,16 +5,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 
-from hardware.device import Device, foreign_cpu_s, this_device
-from hardware.gate.engines import Contender, anchor_loader, describe, loader
-from hardware.gate.reference import NAME, VERSION
+from hardware.device import Device, foreign_cpu_s
+from hardware.gate.engines import (
+    REFERENCE,
+    REFERENCE_VERSION,
+    EngineFile,
+    describe,
+    loader,
+    reference_loader,
+)
 from hardware.gate.sample import Loader, Schedule, Unit, UnitSamples, sample_units
 from hardware.gate.sequential_test import (
-    ASSUMED_DRIFT,
+    ASSUMED_ALLOWANCE,
     EXACT,
-    NO_DRIFT,
+    NO_ALLOWANCE,
+    Allowance,
     Comparison,
-    Drift,
     Limit,
     SequentialTest,
     Verdict,
@@ -42,9 +48,9 @@ class Rules:
     limits: tuple[Limit, ...] = (Limit("p50", 0.02),)
     confidence: float = 0.99  # of all verdicts together
     schedule: Schedule = field(default_factory=Schedule)
-    drifts: Mapping[str, Drift] = field(default_factory=dict)  # by metric; others: as assumed
-    # Time the anchor too, and spend the whole budget: the measurement is to be a baseline.
-    with_anchor: bool = False
+    allowances: Mapping[str, Allowance] = field(default_factory=dict)  # by metric; else as assumed
+    # Time the reference model too, and spend the whole budget: the measurement is to be a baseline.
+    with_reference: bool = False
     seed: int | None = None  # of all orders; None: by chance, so that no schedule repeats
 
     def __post_init__(self) -> None:
@@ -89,18 +95,18 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Glimpse:
+class Progress:
     """What is known after a unit."""
 
     seconds: float  # since the start
     subjects: Sequence[Subject]  # the candidates
     unit: Sequence[UnitSamples]  # what each of them took in the last unit
-    reference: str  # what they are timed in turns with: the anchor's name, or the baseline's hash
+    reference: str  # what they are timed in turns with: the reference model, or a baseline's hash
     beside: UnitSamples  # what it took
     comparisons: Found
 
 
-Listen = Callable[[Glimpse], None]
+Listen = Callable[[Progress], None]
 
 
 def overall(comparisons: Iterable[Comparison]) -> Verdict | None:
@@ -113,15 +119,15 @@ def overall(comparisons: Iterable[Comparison]) -> Verdict | None:
 
 
 def bench(
-    engines: Sequence[Contender],
-    baseline: Contender | Measurement | None,
+    engines: Sequence[EngineFile],
+    baseline: EngineFile | Measurement | None,
     rules: Rules = Rules(),
-    listen: Listen = lambda glimpse: None,
+    listen: Listen = lambda progress: None,
 ) -> Session:
     """Sample until every verdict is sure, one is a regression, or the budget is spent.
 
     With a baseline engine all are timed in turns (paired). With a recorded baseline every engine is
-    timed in turns with the anchor, and the ratios to the anchor are compared. Without a baseline,
+    timed in turns with the reference model, and the ratios to it are compared. Without a baseline,
     and where the measurement is to be one, the whole budget is spent. Ctrl-C ends the sampling;
     what was measured until then is returned.
 
@@ -136,9 +142,9 @@ def bench(
     try:
         for unit in sample_units(lineup.loaders, rules.schedule, seed=rules.seed):
             found = lineup.add(unit)
-            listen(lineup.glimpse(unit, time.monotonic() - start_s, found))
+            listen(lineup.progress(unit, time.monotonic() - start_s, found))
             verdict = overall(c for each in found for c in each)
-            if verdict in (Verdict.REGRESSION, Verdict.PASS) and not rules.with_anchor:
+            if verdict in (Verdict.REGRESSION, Verdict.PASS) and not rules.with_reference:
                 break
     except KeyboardInterrupt:
         if not lineup.units:
@@ -162,14 +168,14 @@ def bench(
 
 @dataclass(slots=True, kw_only=True)
 class _Lineup:
-    """Who is timed: the baseline where it is at hand, the candidates, the anchor where needed."""
+    """Who is timed: the baseline where it is at hand, the candidates, the reference model."""
 
-    device: Device
-    subjects: list[Subject]  # without the anchor
+    devices: list[Device]  # one per subject
+    subjects: list[Subject]  # without the reference model
     loaders: list[Loader]
     feeders: list[tuple[Feeder, ...]]  # per candidate, one per limit
     is_paired: bool
-    has_anchor: bool
+    has_reference: bool  # whether the reference model is timed, last of all
     units: list[Unit] = field(default_factory=list)
 
     def add(self, unit: Unit) -> Found:
@@ -183,7 +189,7 @@ class _Lineup:
     @property
     def reference(self) -> str:
         """Name what the candidates are timed in turns with."""
-        return self.subjects[0].sha256 if self.is_paired else NAME
+        return self.subjects[0].sha256 if self.is_paired else REFERENCE
 
     def beside(self, unit: Unit) -> UnitSamples:
         """Return the reference's part of a unit."""
@@ -193,9 +199,9 @@ class _Lineup:
         """Return the candidates' part of a unit."""
         return unit[int(self.is_paired) : len(self.subjects)]
 
-    def glimpse(self, unit: Unit, seconds: float, found: Found) -> Glimpse:
+    def progress(self, unit: Unit, seconds: float, found: Found) -> Progress:
         """Return what is known after a unit."""
-        return Glimpse(
+        return Progress(
             seconds=seconds,
             subjects=self.subjects[int(self.is_paired) :],
             unit=self.candidates(unit),
@@ -209,65 +215,65 @@ class _Lineup:
         return tuple(tuple(f.test.comparison() for f in feeders) for feeders in self.feeders)
 
     def measurements(self, started: str) -> tuple[Measurement, ...]:
-        """Return what was sampled of everyone but the anchor, in the order of the subjects."""
+        """Return what was sampled of all but the reference model, in the order of the subjects."""
         return tuple(
             Measurement(
-                device=self.device,
+                device=device,
                 subject=subject,
                 started=started,
                 units=tuple(unit[index] for unit in self.units),
-                anchor=tuple(unit[-1] for unit in self.units) if self.has_anchor else (),
-                anchor_version=VERSION if self.has_anchor else 0,
+                reference=tuple(unit[-1] for unit in self.units) if self.has_reference else (),
+                reference_version=REFERENCE_VERSION if self.has_reference else 0,
             )
-            for index, subject in enumerate(self.subjects)
+            for index, (device, subject) in enumerate(zip(self.devices, self.subjects, strict=True))
         )
 
 
 def _line_up(
-    engines: Sequence[Contender], baseline: Contender | Measurement | None, rules: Rules
+    engines: Sequence[EngineFile], baseline: EngineFile | Measurement | None, rules: Rules
 ) -> _Lineup:
-    device, is_cold = this_device(), rules.schedule.is_cold
+    is_cold = rules.schedule.is_cold
     subjects = [describe(engine, is_cold=is_cold) for engine in engines]
     if isinstance(baseline, Measurement):
-        for subject in subjects:
-            require_comparable(baseline, device, subject)
+        for engine, subject in zip(engines, subjects, strict=True):
+            require_comparable(baseline, engine.device(), subject, REFERENCE_VERSION)
     elif baseline is not None:
         first = describe(baseline, is_cold=is_cold)
         for subject in subjects:
             require_same_inputs(first, subject)
         subjects.insert(0, first)
         engines = [baseline, *engines]
-    is_paired = isinstance(baseline, Contender)
-    has_anchor = rules.with_anchor or not is_paired
+    is_paired = isinstance(baseline, EngineFile)
+    has_reference = rules.with_reference or not is_paired
     loaders = [loader(engine.load) for engine in engines]
-    if has_anchor:
-        loaders.append(anchor_loader(engines[0].runtime, engines[0].settings))
+    if has_reference:
+        loaders.append(reference_loader(engines[0].runtime, engines[0].settings))
     return _Lineup(
-        device=device,
+        devices=[engine.device() for engine in engines],
         subjects=subjects,
         loaders=loaders,
         feeders=_feeders(len(subjects) - int(is_paired), baseline, rules),
         is_paired=is_paired,
-        has_anchor=has_anchor,
+        has_reference=has_reference,
     )
 
 
 def _feeders(
-    count: int, baseline: Contender | Measurement | None, rules: Rules
+    count: int, baseline: EngineFile | Measurement | None, rules: Rules
 ) -> list[tuple[Feeder, ...]]:
     """Return the tests of every candidate; they share the error that is allowed in equal parts."""
     if baseline is None:
         return [() for _ in range(count)]
     error = rules.error(count)
-    if isinstance(baseline, Contender):
-        tests = [(limit, 1 - error, EXACT, NO_DRIFT) for limit in rules.limits]
-    else:  # the candidate, the record and the drift between them may each err in a third
+    if isinstance(baseline, EngineFile):
+        tests = [(limit, 1 - error, EXACT, NO_ALLOWANCE) for limit in rules.limits]
+    else:  # the candidate, the record and the allowance between them may each err in a third
         tests = [
             (
                 limit,
                 1 - error / RECORDED_PARTS,
                 recorded_interval(baseline, limit.metric, 1 - error / RECORDED_PARTS),
-                rules.drifts.get(limit.metric, ASSUMED_DRIFT),
+                rules.allowances.get(limit.metric, ASSUMED_ALLOWANCE),
             )
             for limit in rules.limits
         ]

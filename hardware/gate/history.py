@@ -2,24 +2,37 @@
 
 Lines are JSON. A process that is killed in the middle of a line leaves a torn one: readers skip it,
 and the next bench cuts it off before it appends.
+
+The history tells how far two sessions of one engine differ although nothing changed. A recorded
+baseline is compared through the reference model, which is timed in turns with the engine in either
+session. What moves both alike divides out; what is left is another layout of memory, another system
+service, another kernel. Engines that were benched more than once show how large it is.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import expm1, log, sqrt
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from scipy.stats import t as students_t
 
 from hardware.errors import StorageError
+from hardware.gate.engines import REFERENCE
 from hardware.gate.outcome import Outcome
 from hardware.gate.sample import UnitSamples
+from hardware.gate.sequential_test import ASSUMED_ALLOWANCE, Allowance
 from hardware.gate.session import QUANTILES, Subject, whole
+from hardware.intervals import median
 from hardware.records import Record
+
+LEAST_REPEATS = 4  # sessions beyond the first of their engine that make an estimate
+LEAST_UNITS = 5  # of a session, for its median to mean something
 
 
 class Begun(Record):
@@ -28,7 +41,7 @@ class Begun(Record):
     kind: str = "begun"
     session: str
     subjects: tuple[Subject, ...]  # the candidates
-    reference: str = ""  # what they were timed in turns with: an anchor's name, or a hash
+    reference: str = ""  # what they were timed in turns with: the reference model, or a hash
 
 
 class Times(Record):
@@ -192,3 +205,59 @@ def _cut_torn_line(handle: int) -> None:
         end = start
     if end < size:
         os.ftruncate(handle, end)
+
+
+def session_allowance(sessions: Sequence[Past], metric: str, error: float) -> Allowance:
+    """Return how much slower one session may come out than another one of the same engine.
+
+    The log-ratios of engine and reference model scatter around the mean of their engine; the
+    scatter of all engines is pooled, and the difference of two new sessions is predicted from it.
+    Unlike the paired comparison, this assumes a distribution (normal, the same for all engines),
+    and that the future scatters like the past: sessions of several days teach more than those of
+    one hour.
+
+    Args:
+        sessions: the device's history.
+        metric: "p50", "p90", "p99", "load".
+        error: the probability that a session exceeds the bound, 0 to 1.
+
+    Returns:
+        The one-sided bound; `ASSUMED_ALLOWANCE` where too few sessions repeat an engine.
+
+    Reference:
+        Hahn and Meeker, "Statistical Intervals", 1991, ch. 4: the prediction bound for a future
+        observation of a normal distribution; pooled, and for the difference of two, it is ours.
+    """
+    groups = [found for found in _by_engine(sessions, metric).values() if len(found) > 1]
+    repeats = sum(len(found) - 1 for found in groups)
+    if repeats < LEAST_REPEATS:
+        return ASSUMED_ALLOWANCE
+    scatter = sqrt(sum(_squares(found) for found in groups) / repeats)
+    bound = float(students_t.isf(error, repeats)) * scatter * sqrt(2)
+    return Allowance(expm1(bound), sum(map(len, groups)))
+
+
+def _by_engine(sessions: Iterable[Past], metric: str) -> dict[Subject, list[float]]:
+    """Return the log-ratio of every session with the reference model, by engine and setting."""
+    found: dict[Subject, list[float]] = {}
+    for past in (past for past in sessions if past.reference == REFERENCE):
+        for subject in past.subjects:
+            units = [unit for unit in past.units if unit.sha256 == subject.sha256]
+            ratios = [ratio for unit in units if (ratio := _log_ratio(unit, metric)) is not None]
+            if len(ratios) >= LEAST_UNITS:
+                # The same bytes are the same engine wherever the file lies.
+                key = subject.model_copy(update={"path": ""})
+                found.setdefault(key, []).append(median(ratios))
+    return found
+
+
+def _log_ratio(unit: Measured, metric: str) -> float | None:
+    if unit.reference is None:
+        return None
+    return log(getattr(unit, f"{metric}_ms") / getattr(unit.reference, f"{metric}_ms"))
+
+
+def _squares(values: Sequence[float]) -> float:
+    """Return the sum of squared distances from the mean."""
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values)

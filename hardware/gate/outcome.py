@@ -18,7 +18,8 @@ class Checked(Record):
     high_pct: float | None
     detectable_pct: float | None  # the least slow-down that this run would have called a regression
     units: int
-    drift_pct: float = 0.0  # tolerated on top of the limit, against a record
+    # The allowance between sessions, on top of the limit; called so in histories from the start.
+    drift_pct: float = 0.0
     drift_sessions: int = 0  # that it was estimated from; 0: assumed, or given
 
 
@@ -53,8 +54,8 @@ class Outcome(Record):
     mode: str  # "paired" | "recorded" | "alone"
     started: str
     seconds: float
-    device: str
-    fingerprint: str
+    device: str  # what the engines run on; several where their runtimes differ
+    fingerprint: str  # of the first one's
     confidence_pct: float
     foreign_cores: float
     is_complete: bool
@@ -65,13 +66,13 @@ class Outcome(Record):
 
 def outcome(session: Session) -> Outcome:
     """Return the record of a session."""
-    device = session.measurements[0].device
+    devices = [measured.device for measured in session.measurements]
     return Outcome(
         mode=session.mode,
         started=session.started,
         seconds=round(session.seconds, 2),
-        device=device.name,
-        fingerprint=device.fingerprint,
+        device=", ".join(dict.fromkeys(device.name for device in devices)),
+        fingerprint=devices[0].fingerprint,
         confidence_pct=100 * session.confidence,
         foreign_cores=round(session.foreign_cores, 2),
         is_complete=session.is_complete,
@@ -104,7 +105,7 @@ def sentence(check: Checked, confidence_pct: float) -> str:
     said = f"{name} {check.slower_pct:+.1f} % ({known}), limit {check.limit_pct:g} %"
     if check.drift_pct:
         source = f", from {check.drift_sessions} sessions" if check.drift_sessions else ""
-        said += f" and {check.drift_pct:.1f} % of drift between sessions{source}"
+        said += f" and {check.drift_pct:.1f} % allowed between sessions{source}"
     if check.detectable_pct is None:
         return f"{said}; no {effect} could have been seen in this run"
     article = "an" if effect.startswith("i") else "a"
@@ -148,8 +149,8 @@ def _checked(comparison: Comparison) -> Checked:
         high_pct=100 * (ratio.high - 1) if bounded else None,
         detectable_pct=_finite(100 * comparison.detectable),
         units=comparison.units,
-        drift_pct=100 * comparison.drift.share,
-        drift_sessions=comparison.drift.sessions,
+        drift_pct=100 * comparison.allowance.share,
+        drift_sessions=comparison.allowance.sessions,
     )
 
 

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from hardware.gate.drift import session_drift
-from hardware.gate.history import Measured, Past
-from hardware.gate.sequential_test import Drift, Verdict
+from hardware.gate.history import Measured, Past, session_allowance
+from hardware.gate.sequential_test import Allowance, Verdict
 from hardware.gate.session import Subject
 from hardware.intervals import Interval, median, median_interval
 from hardware.pages import html_page, legible
 
-CHANGE_ERROR = 0.005  # how often drift alone may mark a change
+CHANGE_ERROR = 0.005  # how often a change may be marked where nothing changed
 WIDTH, HEIGHT, LEFT, EDGE = 720, 200, 64, 16  # px, of one chart
 
 
@@ -27,26 +26,26 @@ class Point:
     reference: str  # what it was timed in turns with
     relative: Interval | None  # times as long as the reference
     verdict: Verdict | None
-    change_pct: float | None  # since the point before, where it is more than drift explains
+    change_pct: float | None  # since the point before, where it is more than sessions differ
 
 
 def page(title: str, sessions: Sequence[Past]) -> str:
     """Return a page of one HTML file, without scripts or links."""
-    drift = session_drift(sessions, "p50", CHANGE_ERROR)
-    parts = [_section(name, points) for name, points in series(sessions, drift).items()]
-    body = "\n".join(parts) or "<p>Nothing was measured yet.</p>"
-    return html_page(
-        title,
+    allowance = session_allowance(sessions, "p50", CHANGE_ERROR)
+    source = f"from {allowance.sessions} sessions" if allowance.sessions else "assumed"
+    about = (
         "<p>Median latency of each session with the 95 % interval of its units. A change is marked "
         "where two sessions that follow one another were timed in turns with the same reference "
-        "(the anchor, or one baseline) and their ratios to it differ by more than their intervals "
-        f"and {100 * drift.share:.1f} % of drift between sessions "
-        f"({f'from {drift.sessions} sessions' if drift.sessions else 'assumed'}) explain: "
-        f"clocks that differ between two days mark nothing.</p>\n{body}",
+        "(the reference model, or one baseline) and their ratios to it differ by more than their "
+        f"intervals and the {100 * allowance.share:.1f} % ({source}) by which sessions differ "
+        "although nothing changed: clocks that differ between two days mark nothing.</p>"
     )
+    found = [_section(name, points) for name, points in series(sessions, allowance).items()]
+    body = "\n".join(found) or "<p>Nothing was measured yet.</p>"
+    return html_page(title, f"{about}\n{body}")
 
 
-def series(sessions: Sequence[Past], drift: Drift) -> dict[str, list[Point]]:
+def series(sessions: Sequence[Past], allowance: Allowance) -> dict[str, list[Point]]:
     """Return the points of every engine and setting, in the order of the sessions."""
     found: dict[str, list[Point]] = {}
     for past in sessions:
@@ -54,7 +53,7 @@ def series(sessions: Sequence[Past], drift: Drift) -> dict[str, list[Point]]:
             points = found.setdefault(_name(subject), [])
             point = _point(past, subject)
             if point is not None:
-                change = _change_pct(points[-1], point, drift) if points else None
+                change = _change_pct(points[-1], point, allowance) if points else None
                 points.append(replace(point, change_pct=change))
     return {name: points for name, points in found.items() if points}
 
@@ -96,15 +95,15 @@ def _interval(values: Sequence[float]) -> Interval:
     return Interval(median(values), max(found.low, min(values)), min(found.high, max(values)))
 
 
-def _change_pct(before: Point, now: Point, drift: Drift) -> float | None:
-    """Return how much slower than before, percent; None where that is within what drift explains.
+def _change_pct(before: Point, now: Point, allowance: Allowance) -> float | None:
+    """Return how much slower than before, percent; None where sessions differ as much.
 
     Only ratios to one and the same reference are compared.
     """
     then, found = before.relative, now.relative
     if then is None or found is None or before.reference != now.reference:
         return None
-    slack = 1 + drift.share
+    slack = 1 + allowance.share
     if found.low > then.high * slack or found.high * slack < then.low:
         return 100 * (found.estimate / then.estimate - 1)
     return None

@@ -7,22 +7,32 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hardware.device import this_device
 from hardware.errors import DeviceMismatchError, StorageError
-from hardware.gate.bench import RECORDED_PARTS, Glimpse, Rules, Session, bench
-from hardware.gate.capacity import WINDOWS, Values, sample_peaks, sample_rates, settle
-from hardware.gate.drift import session_drift
-from hardware.gate.engines import Contender, contender
-from hardware.gate.history import History, read_history
+from hardware.gate.bench import RECORDED_PARTS, Progress, Rules, Session, bench
+from hardware.gate.capacity import (
+    WINDOWS,
+    Values,
+    compare_until_sure,
+    sample_peaks,
+    sample_rates,
+)
+from hardware.gate.engines import EngineFile, engine_file
+from hardware.gate.history import History, read_history, session_allowance
 from hardware.gate.outcome import Outcome, outcome
-from hardware.gate.sequential_test import CAPACITIES, Comparison, Drift, Limit, SequentialTest
+from hardware.gate.sequential_test import (
+    CAPACITIES,
+    Allowance,
+    Comparison,
+    Limit,
+    SequentialTest,
+)
 from hardware.gate.session import Measurement, file_hash
-from hardware.lock import default_lock, machine_lock
+from hardware.lock import machine_lock
 from hardware.records import load_record, save_record
 from hardware.runtimes.base import EngineSettings
 
-Tell = Callable[[float, Sequence[Sequence[Comparison]]], None]
-"""Is told the seconds since the start, and per candidate what is known of each limit."""
+Show = Callable[[float, Sequence[Sequence[Comparison]]], None]
+"""Gets the seconds since the start, and per candidate what is known of each limit."""
 
 SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 
@@ -35,7 +45,7 @@ class Request:
     history: Path  # folder
     baseline: Path | None = None  # an engine, or a measurement that `save` wrote
     is_recorded: bool = False  # compare with the record although its engine is at hand
-    drift: Drift | None = None  # tolerated against a record; None: as the history tells
+    allowance: Allowance | None = None  # between sessions; None: as the history tells
     runtime: str | None = None  # None: by the names of the files
     settings: EngineSettings = field(default_factory=EngineSettings)
     baseline_threads: int | None = None  # None: as many as the engines
@@ -59,33 +69,33 @@ class Request:
         return {limit.metric: limit for limit in self.rules.limits if limit.metric in metrics}
 
 
-def gate(request: Request, tell: Tell = lambda seconds, found: None) -> Outcome:
+def gate(request: Request, show: Show = lambda seconds, found: None) -> Outcome:
     """Bench as asked; every unit is in the history before the next begins.
 
     Raises:
-        BusyError: another bench runs on this machine.
+        BusyError: another process measures on this machine.
         DeviceMismatchError: the baseline cannot be compared with.
         HardwareError: an engine does not load or run, or a file cannot be written.
         KeyboardInterrupt: nothing had been measured yet.
     """
-    engines = [contender(path, request.runtime, request.settings) for path in request.engines]
-    with machine_lock(default_lock()):
+    engines = [engine_file(path, request.runtime, request.settings) for path in request.engines]
+    with machine_lock(f"timing {', '.join(path.name for path in request.engines)}"):
         baseline = find_baseline(request)
-        history = History(history_path(request.history), uuid.uuid4().hex)
+        history = History(history_path(request), uuid.uuid4().hex)
         begun: list[str] = []
 
-        def listen(glimpse: Glimpse) -> None:
+        def listen(progress: Progress) -> None:
             if not begun:
-                history.begin(glimpse.subjects, glimpse.reference)
+                history.begin(progress.subjects, progress.reference)
                 begun.append(history.session)
-            history.add(glimpse.subjects, glimpse.unit, glimpse.beside)
-            tell(glimpse.seconds, glimpse.comparisons)
+            history.add(progress.subjects, progress.unit, progress.beside)
+            show(progress.seconds, progress.comparisons)
 
         session = bench(engines, baseline, _latency_rules(request, baseline), listen)
         session = replace(session, confidence=request.rules.confidence)
         if session.is_complete:
             try:
-                session = _with_capacity(session, engines, baseline, request, tell)
+                session = _with_capacity(session, engines, baseline, request, show)
             except KeyboardInterrupt:
                 session = replace(session, is_complete=False)
         found = outcome(session)
@@ -95,12 +105,13 @@ def gate(request: Request, tell: Tell = lambda seconds, found: None) -> Outcome:
     return found
 
 
-def history_path(folder: Path) -> Path:
-    """Return the file of this device's history."""
-    return folder / f"{this_device().slug}.jsonl"
+def history_path(request: Request) -> Path:
+    """Return the file of the history of the device that the (first) engine runs on."""
+    first = engine_file(request.engines[0], request.runtime, request.settings)
+    return request.history / f"{first.device().slug}.jsonl"
 
 
-def find_baseline(request: Request) -> Contender | Measurement | None:
+def find_baseline(request: Request) -> EngineFile | Measurement | None:
     """Return the baseline: the engine where it is at hand, else what was recorded of it.
 
     Raises:
@@ -113,7 +124,7 @@ def find_baseline(request: Request) -> Contender | Measurement | None:
     if request.baseline_threads is not None:
         settings = replace(settings, threads=request.baseline_threads)
     if path.suffix != ".json":
-        return contender(path, request.runtime, settings)
+        return engine_file(path, request.runtime, settings)
     if not path.is_file():
         raise StorageError(
             f"There is no file {path}. Make it with: espalier bench ... --save {path}"
@@ -123,10 +134,10 @@ def find_baseline(request: Request) -> Contender | Measurement | None:
     is_here = engine.is_file() and file_hash(engine) == recorded.subject.sha256
     if request.is_recorded or not is_here:
         return recorded
-    return contender(engine, recorded.subject.runtime, settings)
+    return engine_file(engine, recorded.subject.runtime, settings)
 
 
-def _latency_rules(request: Request, baseline: Contender | Measurement | None) -> Rules:
+def _latency_rules(request: Request, baseline: EngineFile | Measurement | None) -> Rules:
     """Return the rules of the latencies, which have their part of the error."""
     is_recorded = isinstance(baseline, Measurement)
     capacities = request.limits_of(CAPACITIES)
@@ -141,31 +152,31 @@ def _latency_rules(request: Request, baseline: Contender | Measurement | None) -
         request.rules,
         limits=limits,
         confidence=1 - error if limits else request.rules.confidence,
-        with_anchor=request.save is not None,
-        drifts=_drifts(request) if is_recorded else {},
+        with_reference=request.save is not None,
+        allowances=_allowances(request) if is_recorded else {},
     )
 
 
-def _drifts(request: Request) -> dict[str, Drift]:
+def _allowances(request: Request) -> dict[str, Allowance]:
     """Return what is tolerated of every metric on top of its limit; raises StorageError."""
     metrics = {limit.metric for limit in request.rules.limits}
-    if request.drift is not None:
-        return dict.fromkeys(metrics, request.drift)
-    past = read_history(history_path(request.history))
+    if request.allowance is not None:
+        return dict.fromkeys(metrics, request.allowance)
+    past = read_history(history_path(request))
     error = request.rules.error(len(request.engines)) / RECORDED_PARTS
-    return {metric: session_drift(past, metric, error) for metric in metrics}
+    return {metric: session_allowance(past, metric, error) for metric in metrics}
 
 
 def _with_capacity(
     session: Session,
-    engines: list[Contender],
-    baseline: Contender | Measurement | None,
+    engines: list[EngineFile],
+    baseline: EngineFile | Measurement | None,
     request: Request,
-    tell: Tell,
+    show: Show,
 ) -> Session:
     """Return the session with throughput and memory of all engines that are at hand."""
-    is_paired = isinstance(baseline, Contender)
-    everyone = [baseline, *engines] if isinstance(baseline, Contender) else engines
+    is_paired = isinstance(baseline, EngineFile)
+    everyone = [baseline, *engines] if isinstance(baseline, EngineFile) else engines
     limits = request.limits_of(CAPACITIES) if is_paired else {}
     budget_s, seed = request.rules.schedule.budget_s, request.rules.seed
     sources: dict[str, tuple[Iterable[Values], int]] = {}
@@ -178,8 +189,8 @@ def _with_capacity(
     start_s = time.monotonic()
     for metric, (units, enough) in sources.items():
         tests = [SequentialTest(limits[metric], confidence) for _ in engines if metric in limits]
-        medians, found = settle(
-            units, tests, enough, lambda c: tell(time.monotonic() - start_s, [(one,) for one in c])
+        medians, found = compare_until_sure(
+            units, tests, enough, lambda c: show(time.monotonic() - start_s, [(one,) for one in c])
         )
         session = _noted(session, metric, medians, found, request.concurrency)
     return session

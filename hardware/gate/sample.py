@@ -1,7 +1,7 @@
 """Sample several engines side by side: load them all, time them in turns, load them anew, ...
 
 Everything that could favour one of them is drawn by lot: the order of loading, anew for every
-load, and the order of the turns, anew for every round.
+load, and the order of the turns, anew for every round. The turns are those of `hardware.timing`.
 """
 
 import gc
@@ -12,16 +12,24 @@ from math import ceil
 
 import numpy as np
 
-from hardware.intervals import median
 from hardware.records import Record
-from hardware.timing import Timer, checked_ms, without_garbage_collection
+from hardware.timing import (
+    Recorder,
+    Timer,
+    Turn,
+    calls_per_sample,
+    fill_caches,
+    play_round,
+    warm_up,
+    without_garbage_collection,
+)
 
 UNITS = 40  # that a budget is meant to give; fewer where loading is slow
 LOADS = 24  # of the engines that a budget pays for at half its time, at the least
-TURN_S = 0.01  # one engine's turn: short, so that both see the same machine
+TURN_S = 0.01  # of one engine's samples in a turn: short, so that both see the same machine
 TURN_SAMPLES = 8  # in one turn, at most
 LEAST_SAMPLE_US = 50.0  # shorter inferences are repeated within a sample: the clock costs 0.1 us
-WARM_CALLS = 2  # after the first inference, before the first sample
+WARM_UP_S = 0.01  # of inferences after the first one, before the first turn, at most
 SWEPT_BYTES = 64 << 20  # written before each sample where caches are to be cold
 
 
@@ -120,50 +128,42 @@ def _split(budget_s: float, load_s: float) -> tuple[float, int]:
 
 
 class _Sampler:
-    """Times engines in turns of equal shape: the first load decides how many calls a turn has."""
+    """Times engines in turns of equal shape, which the first load decides."""
 
     def __init__(
         self, schedule: Schedule, generator: np.random.Generator, clock: Callable[[], float]
     ) -> None:
         self.generator, self.clock = generator, clock
         self.is_cold = schedule.is_cold
-        self.calls, self.turn_samples = 0, 1
+        self.turn: Turn | None = None
         self.swept = np.zeros(SWEPT_BYTES if self.is_cold else 0, dtype=np.uint8)
 
     def warm(self, timers: Sequence[Timer]) -> list[float]:
         """Return each one's first inference, ms; run each until it is warm."""
-        first_ms = [0.0] * len(timers)
-        warm_ms = [0.0] * len(timers)
-        for index in self.generator.permutation(len(timers)):
-            first_ms[index] = checked_ms(timers[index](1))
-            warm_ms[index] = median([checked_ms(timers[index](1)) for _ in range(WARM_CALLS)])
-        if not self.calls:
-            self._shape_turns(warm_ms)
-        return first_ms
+        order = [int(index) for index in self.generator.permutation(len(timers))]
+        found = {index: warm_up(timers[index], WARM_UP_S) for index in order}
+        if self.turn is None:
+            self.turn = self._shape([now_ms for _, now_ms in found.values()])
+        return [found[index][0] for index in range(len(timers))]
 
-    def _shape_turns(self, warm_ms: Sequence[float]) -> None:
-        """Fix the turns, alike for all engines: a sample of more calls would have less spread."""
-        self.calls = max(1, ceil(LEAST_SAMPLE_US / (1e3 * min(warm_ms))))
-        sample_s = self.calls * max(warm_ms) / 1e3
-        self.turn_samples = min(max(int(TURN_S / sample_s), 1), TURN_SAMPLES)
+    def _shape(self, warm_ms: Sequence[float]) -> Turn:
+        """Return the turn of all engines alike: a sample of more calls would have less spread."""
         if self.is_cold:
-            self.calls, self.turn_samples = 1, 1
+            return Turn(prepare=self._empty_caches)
+        calls = calls_per_sample(min(warm_ms), LEAST_SAMPLE_US)
+        sample_s = calls * max(warm_ms) / 1e3
+        samples = min(max(int(TURN_S / sample_s), 1), TURN_SAMPLES)
+        return Turn(prepare=fill_caches, samples=samples, calls=calls)
+
+    def _empty_caches(self, _: Timer) -> None:
+        self.swept += 1
 
     def rounds(self, timers: Sequence[Timer], seconds: float) -> list[list[float]]:
         """Return the samples of each, ms, of one round or as many as `seconds` allow."""
-        samples: list[list[float]] = [[] for _ in timers]
+        assert self.turn is not None  # `warm` comes first
+        recorders = [Recorder((timer,), self.turn) for timer in timers]
         start = self.clock()
         while True:
-            for index in self.generator.permutation(len(timers)):
-                self._settle(timers[index])
-                for _ in range(self.turn_samples):
-                    samples[index].append(checked_ms(timers[index](self.calls)))
+            play_round(recorders, self.generator)
             if self.clock() - start >= seconds:
-                return samples
-
-    def _settle(self, timer: Timer) -> None:
-        """Fill the caches with this engine's weights, or empty them."""
-        if self.is_cold:
-            self.swept += 1
-        else:
-            timer(1)
+                return [recorder.samples_ms for recorder in recorders]

@@ -24,7 +24,7 @@ EXACT = Interval(0.0, 0.0, 0.0)  # the log-ratio of a baseline that is measured 
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
+class Allowance:
     """What two sessions may differ in although nothing changed: tolerated on top of a limit."""
 
     share: float  # 0.03: one session may come out 1.03 times as slow as the other
@@ -32,11 +32,11 @@ class Drift:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < inf:
-            raise ValueError(f"A drift is a slow-down of 0 % or more; got {self.share:.1%}.")
+            raise ValueError(f"An allowance is a slow-down of 0 % or more; got {self.share:.1%}.")
 
 
-NO_DRIFT = Drift(0.0)
-ASSUMED_DRIFT = Drift(0.03)  # where nothing is known of the device
+NO_ALLOWANCE = Allowance(0.0)
+ASSUMED_ALLOWANCE = Allowance(0.03)  # where nothing is known of the device
 
 
 class Verdict(str, Enum):
@@ -154,7 +154,7 @@ class Comparison:
     ratio: Interval  # candidate over baseline
     units: int
     detectable: float  # the least slow-down that this run would have called a regression; inf: none
-    drift: Drift = NO_DRIFT
+    allowance: Allowance = NO_ALLOWANCE
 
 
 @dataclass(slots=True)
@@ -166,13 +166,13 @@ class SequentialTest:
         confidence: that the interval covers, 0 to 1; each side may err half of the rest.
         baseline: interval of the baseline's own log-ratio to the same reference where it was
             measured at another time; the candidate's log-ratios are then to that reference too.
-        drift: tolerated on top where the baseline is of another session.
+        allowance: tolerated on top where the baseline is of another session.
     """
 
     limit: Limit
     confidence: float
     baseline: Interval = EXACT
-    drift: Drift = NO_DRIFT
+    allowance: Allowance = NO_ALLOWANCE
     bounds: MedianBounds = field(init=False)
     loads: dict[int, list[float]] = field(default_factory=dict)
 
@@ -195,7 +195,7 @@ class SequentialTest:
     def comparison(self) -> Comparison:
         """Return what can be said at this moment."""
         found = self.interval
-        border = log1p(self.limit.tolerated) + log1p(self.drift.share)
+        border = log1p(self.limit.tolerated) + log1p(self.allowance.share)
         verdict = Verdict.INCONCLUSIVE
         if found.low > border and self._loads_agree(border, 1):
             verdict = Verdict.REGRESSION
@@ -208,7 +208,7 @@ class SequentialTest:
             ratio=Interval(*(exp(x) for x in (found.estimate, found.low, found.high))),
             units=len(self.bounds.values),
             detectable=exp(border + missing) - 1,
-            drift=self.drift,
+            allowance=self.allowance,
         )
 
     def _loads_agree(self, border: float, side: int) -> bool:

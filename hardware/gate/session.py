@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from math import log
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from hardware.device import Device, differences
 from hardware.errors import DeviceMismatchError, StorageError
-from hardware.gate.reference import VERSION
 from hardware.gate.sample import UnitSamples
 from hardware.gate.sequential_test import SequentialTest
 from hardware.intervals import Interval, median, median_interval
@@ -34,14 +34,15 @@ class Subject(Record):
 
 
 class Measurement(Record):
-    """Everything that was sampled of one engine in one session, with an anchor beside it."""
+    """Everything that was sampled of one engine in one session, with the reference beside it."""
 
+    SCHEMA: ClassVar[int] = 2
     device: Device
     subject: Subject
     started: str  # ISO 8601, UTC
     units: tuple[UnitSamples, ...]
-    anchor: tuple[UnitSamples, ...] = ()  # a fixed network, timed in turns with the engine
-    anchor_version: int = 0
+    reference: tuple[UnitSamples, ...] = ()  # of the reference model, timed in turns with it
+    reference_version: int = 0  # 0: it was not timed
     images_per_s: float | None = None
     concurrency: int = 1
     peak_bytes: int | None = None  # resident memory that loading and running added
@@ -113,14 +114,14 @@ class Feeder:
 
 
 def recorded_interval(measured: Measurement, metric: str, confidence: float) -> Interval:
-    """Return the log of a recorded engine over its anchor, with its interval.
+    """Return the log of a recorded engine over the reference model, with its interval.
 
     Raises:
         DeviceMismatchError: it holds too little for this metric and confidence.
     """
     logs = [
         log(whole(metric, ours) / whole(metric, theirs))
-        for ours, theirs, _ in pair(metric, measured.units, measured.anchor)
+        for ours, theirs, _ in pair(metric, measured.units, measured.reference)
     ]
     found = median_interval(logs, confidence) if logs else Interval(0.0, -np.inf, np.inf)
     if not (np.isfinite(found.low) and np.isfinite(found.high)):
@@ -144,8 +145,16 @@ def require_same_inputs(baseline: Subject, candidate: Subject) -> None:
         )
 
 
-def require_comparable(recorded: Measurement, device: Device, subject: Subject) -> None:
+def require_comparable(
+    recorded: Measurement, device: Device, subject: Subject, reference_version: int
+) -> None:
     """Refuse a recorded measurement that was made elsewhere or otherwise.
+
+    Args:
+        recorded: the measurement.
+        device: that the engine runs on now.
+        subject: the engine, as it runs now.
+        reference_version: of the reference model that it is timed with now.
 
     Raises:
         DeviceMismatchError: another device, runtime, version, precision, threads, inputs or cache.
@@ -155,8 +164,8 @@ def require_comparable(recorded: Measurement, device: Device, subject: Subject) 
         ours, theirs = getattr(subject, field), getattr(recorded.subject, field)
         if ours != theirs:
             found.append(f"{field}: {_said(ours)} against {_said(theirs)}")
-    if recorded.anchor_version != VERSION:
-        found.append(f"anchor: {VERSION} against {recorded.anchor_version or 'none'}")
+    if (version := recorded.reference_version) != reference_version:
+        found.append(f"reference model: {reference_version} against {version or 'none'}")
     if found:
         raise DeviceMismatchError(
             f"Not comparable with the recorded measurement of {recorded.subject.path}: "

@@ -73,7 +73,7 @@ def _together(series: Sequence[Series]) -> Series:
     return Series(
         samples_ms=tuple(chain.from_iterable(one.samples_ms for one in series)),
         interrupted=tuple(chain.from_iterable(one.interrupted for one in series)),
-        crowded=tuple(chain.from_iterable(one.crowded for one in series)),
+        shared=tuple(chain.from_iterable(one.shared for one in series)),
         calls=series[0].calls,
         confidence=series[0].confidence,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from hardware.device import conditions, this_device
+from hardware.device import conditions
 from hardware.graph.channel_map import Keep
 from hardware.graph.fold_norms import fold_norms
 from hardware.latency import predict as predicting
@@ -170,7 +170,7 @@ def _describe(
 ) -> Report:
     return Report(
         title=f"{recipe.model.name} on {bench.runtime.device()}",
-        device=this_device(),
+        device=bench.runtime.machine(),
         conditions=conditions(),
         channels=subject.channels,
         floors=shaped.fitted.floors,
@@ -198,7 +198,7 @@ def _manifest(
         data_digest=data.digest,
         table=str(bench.path),
         table_sha256=file_digest(bench.path),
-        device=this_device(),
+        device=bench.runtime.machine(),
         conditions=conditions(),
         versions=versions(),
         plan=shaped.fitted.plan,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hardware.bundle import Manifest, pack, write_bundle
+from hardware.bundle import Contents, Manifest, pack, write_bundle
 from hardware.device import this_device
 from hardware.errors import DeviceMismatchError, MissingLatencyError, RuntimeMissingError
 from hardware.latency import predict as predicting
@@ -137,18 +137,18 @@ def _packed(
     recipe: Recipe, subject: Subject, with_weights: bool
 ) -> tuple[Manifest, dict[str, bytes]]:
     target = recipe.target
-    return pack(
-        recipe.model.name,
-        subject.template,
-        subject.channels,
-        planning.candidate_widths(
+    contents = Contents(
+        network=recipe.model.name,
+        template=subject.template,
+        channels=subject.channels,
+        candidates=planning.candidate_widths(
             subject.channels, (), recipe.plan.step, recipe.plan.empty_branches
         ),
-        EngineSettings(precision=target.precision, threads=target.threads),
+        settings=EngineSettings(precision=target.precision, threads=target.threads),
         batch=target.batch,
         seed=recipe.seed,
-        with_weights=with_weights,
     )
+    return pack(contents, with_weights=with_weights)
 
 
 def _wanted(target: TargetSection) -> TableKey:

@@ -87,7 +87,6 @@ def test_rates_are_counted_by_kind_and_neighbour():
 def test_a_benchmark_that_was_interrupted_continues(tmp_path, monkeypatch, capsys):
     """On the imagined device, whose times are exact: slow-downs are found, equal engines pass."""
     monkeypatch.setattr(program, "FOLDER", tmp_path / "gate")
-    monkeypatch.setattr(program, "default_lock", lambda: tmp_path / "lock")
     monkeypatch.setattr(program, "neighbour", nullcontext)
     monkeypatch.setattr(cases, "FINDING", 0.5)
     monkeypatch.setattr(cases, "WIDER", [Build(widened=n, more=16) for n in (2, 3, 5, 8)])

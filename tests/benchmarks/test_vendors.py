@@ -27,7 +27,7 @@ def test_a_difference_is_explained_or_named(plain, less, said):
 @pytest.mark.runtime
 @pytest.mark.parametrize("tool", vendors.TOOLS, ids=lambda tool: tool.runtime)
 def test_every_tool_times_the_file(tool, tmp_path):
-    engine = Build(size_px=4).contender(tool.runtime, tmp_path)
+    engine = Build(size_px=4).engine_file(tool.runtime, tmp_path)
 
     ours, theirs = vendors.ours_ms(engine, 0.2), tool.median_ms(engine.path, 0.2)
 

@@ -10,7 +10,16 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from hardware.bundle import CHANNELS, LARGEST, MANIFEST, TEMPLATE, pack, read_bundle, write_bundle
+from hardware.bundle import (
+    CHANNELS,
+    LARGEST,
+    MANIFEST,
+    TEMPLATE,
+    Contents,
+    pack,
+    read_bundle,
+    write_bundle,
+)
 from hardware.errors import StorageError
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
@@ -24,10 +33,17 @@ CANDIDATES = {
 }
 
 
-def parts_of(**options):
+def parts_of(with_weights=False, **changes):
     template, channels = residual()
-    settings = EngineSettings(threads=2)
-    return pack("zoo:residual", template, channels, CANDIDATES, settings, batch=1, **options)
+    given = {
+        "network": "zoo:residual",
+        "template": template,
+        "channels": channels,
+        "candidates": CANDIDATES,
+        "settings": EngineSettings(threads=2),
+        "batch": 1,
+    }
+    return pack(Contents(**(given | changes)), with_weights=with_weights)
 
 
 def written(path, **options):
@@ -66,11 +82,10 @@ def test_equal_bundles_are_equal_files(tmp_path):
 
 
 def test_every_setting_is_in_the_digest():
-    template, channels = residual()
     plain, _ = parts_of()
     others = [
-        pack("other", template, channels, CANDIDATES, EngineSettings(threads=2), batch=1)[0],
-        pack("zoo:residual", template, channels, CANDIDATES, EngineSettings(), batch=1)[0],
+        parts_of(network="other")[0],
+        parts_of(settings=EngineSettings())[0],
         parts_of(seed=1)[0],
         parts_of(with_weights=True)[0],
     ]

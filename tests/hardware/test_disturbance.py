@@ -15,19 +15,19 @@ def test_what_others_did_is_the_difference_of_two_readings() -> None:
 
     assert (found.seconds, found.foreign_cores, found.stolen_cores) == (2.0, 0.5, 0.25)
     assert found.interruptions == 2
-    assert found.is_crowded
+    assert found.is_disturbed
 
 
 @pytest.mark.parametrize(
-    ("seconds", "foreign_s", "crowded"),
+    ("seconds", "foreign_s", "disturbed"),
     [(2.0, 0.2, False), (2.0, 2.0, True), (LEAST_S / 2, 1.0, False), (2.0, -1.0, False)],
 )
-def test_a_stretch_is_crowded_when_others_used_much_and_it_was_long_enough(
-    seconds, foreign_s, crowded
+def test_a_stretch_is_disturbed_when_others_used_much_and_it_was_long_enough(
+    seconds, foreign_s, disturbed
 ) -> None:
     found = between(Counters(), Counters(wall_s=seconds, foreign_s=foreign_s))
 
-    assert found.is_crowded == crowded
+    assert found.is_disturbed == disturbed
 
 
 def test_a_process_that_spins_elsewhere_is_counted() -> None:

@@ -73,9 +73,9 @@ def test_the_stated_confidence_is_kept_on_a_skewed_distribution():
 
 
 def test_a_common_drift_divides_out_of_a_ratio():
-    drift = np.linspace(1.0, 3.0, 40)
+    slower = np.linspace(1.0, 3.0, 40)
 
-    interval = ratio_interval(1.5 * drift, drift)
+    interval = ratio_interval(1.5 * slower, slower)
 
     assert interval.estimate == pytest.approx(1.5)
     assert interval.low == pytest.approx(1.5) and interval.high == pytest.approx(1.5)

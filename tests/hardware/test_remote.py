@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from hardware.bundle import pack, read_bundle, write_bundle
+from hardware.bundle import Contents, pack, read_bundle, write_bundle
 from hardware.device import this_device
 from hardware.errors import BusyError, DeviceMismatchError, StorageError
 from hardware.latency.table import LatencyTable, TableKey, key_of, load_table
 from hardware.latency.template_layers import layers_of
 from hardware.latency.variant import digest_of
-from hardware.lock import machine_lock
 from hardware.remote import bring_home, measure_bundle
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
+from tests.hardware.holder import holder
 from tests.hardware.templates import residual
 from tests.hardware.test_bundle import CANDIDATES
 
@@ -29,7 +29,8 @@ from importlib.abc import MetaPathFinder
 
 class Absent(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "torchvision", "timm", "sklearn", "matplotlib"}:
+        absent = {"torch", "torchvision", "timm", "sklearn", "matplotlib", "yaml"}
+        if name.partition(".")[0] in absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
@@ -52,7 +53,15 @@ WANTED = TableKey(
 
 
 def bundle_at(path: Path):
-    manifest, parts = pack("residual", TEMPLATE, CHANNELS, CANDIDATES, EngineSettings(), batch=1)
+    contents = Contents(
+        network="residual",
+        template=TEMPLATE,
+        channels=CHANNELS,
+        candidates=CANDIDATES,
+        settings=EngineSettings(),
+        batch=1,
+    )
+    manifest, parts = pack(contents)
     write_bundle(path, manifest, parts)
     return path
 
@@ -67,7 +76,7 @@ def measured(bundle, tmp_path_factory):
     """A table that came from the device."""
     folder = tmp_path_factory.mktemp("device")
     path = folder / "table.json"
-    measure_bundle(read_bundle(bundle), FakeRuntime(), path, builds=8, lock=folder / "lock")
+    measure_bundle(read_bundle(bundle), FakeRuntime(), path, builds=8)
     return path
 
 
@@ -144,10 +153,19 @@ def test_a_measurement_that_was_killed_is_continued(bundle, tmp_path):
 
 
 def test_a_second_measurement_at_a_time_is_refused(bundle, tmp_path):
-    lock = tmp_path / "lock"
+    with holder("machine"), pytest.raises(BusyError, match="measures on this machine: process"):
+        measure_bundle(read_bundle(bundle), FakeRuntime(), tmp_path / "t.json")
 
-    with machine_lock(lock), pytest.raises(BusyError):
-        measure_bundle(read_bundle(bundle), FakeRuntime(), tmp_path / "t.json", lock=lock)
+
+def test_a_table_that_another_process_writes_is_left_alone(bundle, measured, tmp_path):
+    place = tmp_path / this_device().slug / "fake-fp32-b1-t1.json"
+
+    with holder(str(tmp_path / "t.json")), pytest.raises(BusyError, match=r"uses .*t\.json"):
+        measure_bundle(read_bundle(bundle), FakeRuntime(), tmp_path / "t.json")
+    with holder(str(place)), pytest.raises(BusyError, match=r"uses .*fake-fp32"):
+        home(measured, tmp_path)
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_table_of_another_setting_is_not_continued(bundle, measured, tmp_path):

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hardware.device import Device, this_device
 from hardware.errors import RuntimeMissingError
 from hardware.records import load_record
+from hardware.runtimes.fake import FakeRuntime
 from pipeline.delivery.manifest import Manifest
 from pipeline.errors import PlanError
 from pipeline.networks.graphform.module import GraphForm
@@ -49,10 +51,17 @@ def recipe(folder: Path, **changes: object) -> Recipe:
     return Recipe.model_validate(body | changes)
 
 
+def accelerator(runtime: FakeRuntime) -> Device:
+    """A device in this machine that is not its processor."""
+    return this_device().model_copy(update={"name": "Imagined GPU", "processor": "Imagined GPU"})
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    return folder, compress(recipe(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeRuntime, "machine", accelerator)
+        return folder, compress(recipe(folder))
 
 
 def test_the_delivered_engine_meets_its_target_and_uses_it(finished):
@@ -79,6 +88,14 @@ def test_a_run_leaves_everything_that_it_promises(finished):
     manifest = load_record(Manifest, folder / "out" / "manifest.json")
     assert manifest.verdict == verdict == load_record(Verdict, folder / "out" / "verdict.json")
     assert Path(verdict.engine).exists()
+
+
+def test_report_and_manifest_name_the_device_that_the_engine_runs_on(finished):
+    folder, _ = finished
+
+    manifest = load_record(Manifest, folder / "out" / "manifest.json")
+    assert manifest.device.processor == "Imagined GPU"
+    assert "Measured on Imagined GPU with" in (folder / "out" / "report.html").read_text()
 
 
 def test_the_verdict_has_the_keys_that_scripts_read(finished):

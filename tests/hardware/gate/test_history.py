@@ -1,12 +1,26 @@
+"""A device's history: what survives a kill, and what it tells of the difference of sessions."""
+
 import json
+import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from scipy.stats import t as students_t
 
 from hardware.errors import StorageError
-from hardware.gate.history import History, read_history
+from hardware.gate.engines import REFERENCE
+from hardware.gate.history import (
+    History,
+    Measured,
+    Past,
+    Times,
+    read_history,
+    session_allowance,
+)
 from hardware.gate.sample import UnitSamples
+from hardware.gate.sequential_test import ASSUMED_ALLOWANCE
 from hardware.gate.session import Subject
 
 NET = Subject(
@@ -86,7 +100,7 @@ KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from hardware.gate.history import History, read_history
-from tests.hardware.test_histories import NET, unit
+from tests.hardware.gate.test_history import NET, unit
 
 path, found = Path(sys.argv[1]), []
 for kill in range(12):
@@ -121,3 +135,80 @@ def test_a_process_that_is_killed_while_it_appends_loses_nothing(tmp_path):
     assert sum(told for told, _ in found) > len(found)
     # Nor did a later session damage an earlier one.
     assert [len(past.units) for past in read_history(tmp_path / "h.jsonl")] == [k for _, k in found]
+
+
+def session(
+    log_ratio: float, *, engine: str = "a", reference: str = REFERENCE, units: int = 9
+) -> Past:
+    """An engine that takes exp(log_ratio) times as long as the reference, in every unit."""
+    times = {"samples": 8, "p90_ms": 3.0, "p99_ms": 3.0, "load_ms": 9.0, "first_ms": 3.0}
+    subject = Subject(
+        path=f"{engine}.onnx", sha256=engine, runtime="ort", version="1", precision="fp32",
+        threads=1, inputs=(),
+    )  # fmt: skip
+    unit = Measured(
+        session="s",
+        sha256=engine,
+        reference=Times(p50_ms=2.0, **times),
+        p50_ms=2.0 * math.exp(log_ratio),
+        **times,
+    )
+    return Past("s", (subject,), reference, (unit,) * units, None)
+
+
+def test_the_allowance_is_the_prediction_bound_for_the_difference_of_two_sessions():
+    # Two engines: squares (1 + 1) and (1 + 0 + 1), in units of 1e-4; 1 + 2 repeats; then one more.
+    past = [session(x) for x in (0.50, 0.52)]
+    past += [session(x, engine="b") for x in (-0.01, 0.0, 0.01)]
+    past += [session(x, engine="c") for x in (0.30, 0.30)]
+
+    found = session_allowance(past, "p50", 0.01)
+
+    scatter = math.sqrt((2e-4 + 2e-4 + 0) / 4)
+    assert found.share == pytest.approx(math.expm1(students_t.isf(0.01, 4) * scatter * 2**0.5))
+    assert found.sessions == 7
+    # The other metrics did not move at all.
+    assert session_allowance(past, "load", 0.01).share == pytest.approx(0.0)
+
+
+def test_the_bound_is_exceeded_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    exceeded = 0
+    for _ in range(400):
+        *known, then, now = generator.normal(0, 0.01, 8)
+        bound = session_allowance([session(x) for x in known], "p50", 0.05).share
+        exceeded += math.exp(now - then) > 1 + bound
+
+    # Binomial(400, 0.05) lies in 8 to 35 but for 1 in 1000.
+    assert 8 <= exceeded <= 35
+
+
+@pytest.mark.parametrize(
+    "past",
+    [
+        [],
+        [session(0.1)] * 4,  # three repeats
+        [session(0.1, engine=name) for name in "abcdefgh"],  # nothing repeats
+        [session(0.1, reference="another engine")] * 9,  # paired sessions differ less
+        [session(0.1, units=4)] * 9,  # interrupted early
+    ],
+)
+def test_too_little_history_leaves_what_is_assumed(past):
+    assert session_allowance(past, "p50", 0.01) is ASSUMED_ALLOWANCE
+
+
+def test_sessions_of_an_older_version_are_read_and_not_compared(tmp_path):
+    """Before version 2 engines were timed after a single untimed inference."""
+    path = tmp_path / "h.jsonl"
+    times = {"samples": 8, "p50_ms": 2, "p90_ms": 3, "p99_ms": 3, "load_ms": 9, "first_ms": 3}
+    for session_id in "abcdefgh":
+        begun = {"kind": "begun", "session": session_id, "reference": "anchor 1"}
+        begun["subjects"] = [NET.model_dump(mode="json")]
+        unit = {"kind": "unit", "session": session_id, "sha256": "a", "reference": times, **times}
+        with path.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in [begun, *[unit] * 9]))
+
+    past = read_history(path)
+
+    assert [len(one.units) for one in past] == [9] * 8
+    assert session_allowance(past, "p50", 0.01) is ASSUMED_ALLOWANCE

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binom
 
 from hardware.gate.sequential_test import (
-    Drift,
+    Allowance,
     Limit,
     MedianBounds,
     SequentialTest,
@@ -145,13 +145,14 @@ def test_units_of_few_loads_are_no_independent_witnesses():
     assert loaded([0.1] * 80 + [0.0] * 20) is Verdict.INCONCLUSIVE  # one does not
 
 
-def test_a_recorded_baseline_brings_its_own_interval_and_the_drift_of_sessions():
+def test_a_recorded_baseline_brings_its_own_interval_and_what_sessions_may_differ():
     base = Interval(0.0, -0.01, 0.01)
 
-    # 5 % slower: log 0.0488. Against 0.01 + log 1.02 = 0.0298 it is sure, with 3 % of drift not.
+    # 5 % slower: log 0.0488. Against 0.01 + log 1.02 = 0.0298 it is sure,
+    # with 3 % between sessions it is not.
     assert judged([0.0488] * 12, baseline=base) is Verdict.REGRESSION
-    assert judged([0.0488] * 12, baseline=base, drift=Drift(0.03)) is Verdict.INCONCLUSIVE
-    assert judged([0.0] * 12, baseline=base, drift=Drift(0.03)) is Verdict.PASS
+    assert judged([0.0488] * 12, baseline=base, allowance=Allowance(0.03)) is Verdict.INCONCLUSIVE
+    assert judged([0.0] * 12, baseline=base, allowance=Allowance(0.03)) is Verdict.PASS
 
 
 def test_limits_are_read_and_written_alike():

@@ -251,8 +251,8 @@ def test_a_spinning_process_beside_a_real_runtime_is_recorded(tmp_path):
         spinning.kill()
         spinning.wait()
 
-    assert variant.disturbance.is_crowded
-    assert variant.end_to_end.tainted > 0
+    assert variant.disturbance.is_disturbed
+    assert variant.end_to_end.disturbed > 0
 
 
 @pytest.mark.runtime

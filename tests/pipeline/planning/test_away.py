@@ -40,7 +40,7 @@ def far_table(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("device")
     path = folder / "table.json"
     runtime = FakeRuntime(us_per_mac=2e-4)
-    table = measure_bundle(read_bundle(bundle), runtime, path, builds=10, lock=folder / "lock")
+    table = measure_bundle(read_bundle(bundle), runtime, path, builds=10)
     key = table.key.model_copy(update={"device": "Far board", "fingerprint": "f", "folder": FAR})
     table.model_copy(update={"key": key}).save(path)
     return path
