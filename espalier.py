@@ -23,8 +23,8 @@ from pipeline.recipe import (
     read_recipe,
 )
 from pipeline.records import Network, Plan, Verdict
-from pipeline.report.inspect import Inspection, Question
-from pipeline.report.inspect import inspect_model as inspect
+from pipeline.report.inspection import Inspection, Question
+from pipeline.report.inspection import inspect_model as inspect
 from pipeline.report.progress import StageProgress
 from pipeline.run import compress, make_plan, make_table
 

@@ -222,7 +222,7 @@ def inspect(
     with reported(verbose):
         from pipeline import wording
         from pipeline.report.diagnosis_tables import diagnosis_tables
-        from pipeline.report.inspect import (
+        from pipeline.report.inspection import (
             inspect_model,
             question_of,
             summarize,

@@ -18,9 +18,9 @@ from hardware.graph.simplify import settled
 from pipeline.channels.branches import find_branches
 from pipeline.channels.choices import resolve
 from pipeline.channels.labels import Value
+from pipeline.channels.propagation import Sized, Trace, where
 from pipeline.channels.rules import RULES
 from pipeline.channels.rules_channelwise import freeze_all
-from pipeline.channels.trace import Sized, Trace, where
 from pipeline.channels.unions import Ids
 
 

@@ -8,7 +8,7 @@ from pipeline.channels import rules_channelwise as channelwise
 from pipeline.channels import rules_layers as layers
 from pipeline.channels import rules_movement as movement
 from pipeline.channels.labels import Value
-from pipeline.channels.trace import Trace
+from pipeline.channels.propagation import Trace
 
 Rule = Callable[[Trace, NodeProto, Sequence[Value | None]], list[Value]]
 

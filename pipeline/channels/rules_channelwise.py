@@ -6,7 +6,15 @@ from onnx import NodeProto
 from hardware.graph.model import attributes
 from pipeline.channels.choices import Option, tie
 from pipeline.channels.labels import Value, along, axes_of, labels_along
-from pipeline.channels.trace import Inputs, Sized, Trace, output_shapes, present, source, where
+from pipeline.channels.propagation import (
+    Inputs,
+    Sized,
+    Trace,
+    output_shapes,
+    present,
+    source,
+    where,
+)
 from pipeline.channels.unions import Ids
 
 SUMS = ("Add", "Sub", "Sum")  # of which no operand may be left out when a weight is masked

@@ -6,7 +6,15 @@ from onnx import NodeProto
 from hardware.graph.model import attributes
 from pipeline.channels.choices import Option
 from pipeline.channels.labels import Value, along, axes_of, squash
-from pipeline.channels.trace import Inputs, Sized, Trace, output_shapes, present, source, where
+from pipeline.channels.propagation import (
+    Inputs,
+    Sized,
+    Trace,
+    output_shapes,
+    present,
+    source,
+    where,
+)
 from pipeline.channels.unions import Ids
 
 

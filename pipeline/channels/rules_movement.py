@@ -15,7 +15,7 @@ from pipeline.channels.labels import (
     reshaped,
     squash,
 )
-from pipeline.channels.trace import Inputs, Trace, output_shapes, present, source, where
+from pipeline.channels.propagation import Inputs, Trace, output_shapes, present, source, where
 from pipeline.channels.unions import Ids
 
 

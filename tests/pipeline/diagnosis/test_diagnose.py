@@ -26,7 +26,7 @@ from pipeline.redundancy.effective import MaximumCompression
 from pipeline.redundancy.network import NetworkRedundancy
 from pipeline.report.diagnosis_figures import FULLEST, value_map
 from pipeline.report.diagnosis_tables import diagnosis_tables
-from pipeline.report.inspect import Inspection, write_inspection
+from pipeline.report.inspection import Inspection, write_inspection
 
 MAGNITUDES = {name: CRITERIA[name] for name in ("l1", "l2", "fpgm", "fermat")}
 

@@ -11,7 +11,7 @@ from hardware.latency.layers import Layer, LayerKey
 from pipeline.channels import counts as counting
 from pipeline.records import Choice, Form
 from pipeline.report import figures as drawing
-from pipeline.report.inspect import Inspection, write_inspection
+from pipeline.report.inspection import Inspection, write_inspection
 from pipeline.report.report import LayerRow, write_report
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}

@@ -94,7 +94,7 @@ class Question:
     """What is to be inspected."""
 
     model: ModelSection
-    surgery: Surgery
+    surgery: Surgery = "auto"
     data: DataSection | None = None  # to compare criteria on
 
 
