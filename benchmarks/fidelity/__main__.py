@@ -72,7 +72,9 @@ def run_judge(options: argparse.Namespace) -> None:
 
 def show(found: list[Judgement], console: Console) -> None:
     """Print the errors as a table: median and 95th percentile, percent."""
-    table = Table("network", "runtime", "builds", "s", "table", "bias", "alone", "MACs", "twice")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("network", "runtime", "builds", "s", "table", "bias", "alone", "MACs", "twice"):
+        table.add_column(heading, no_wrap=True)
     for one in found:
         table.add_row(
             one.network,
