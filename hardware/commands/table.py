@@ -9,9 +9,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from hardware.commands.console import out, reported
-from hardware.latency.staircase import Staircase, staircases
+from hardware.latency.staircase import staircases
 
-BAR = 40  # characters of the longest bar
 Context = Any  # click's, which newer versions of typer take from a copy of their own
 
 
@@ -50,7 +49,7 @@ def show(
     Exit codes: **0** shown, **2** bad input, **130** interrupted.
     """
     with reported("Interrupted."):
-        from hardware.latency.page import staircase_page
+        from hardware.latency.page import staircase_bars, staircase_page
         from hardware.latency.table import load_table
         from hardware.latency.trust import trust_of
         from hardware.records import write_whole
@@ -68,7 +67,7 @@ def show(
             highlight=False,
         )
         for stairs in found[:rows]:
-            out.print(_drawn(stairs))
+            out.print(staircase_bars(stairs))
         if (more := len(found) - rows) > 0:
             out.print(f"and {more} faster kinds of layers (--rows, --page)")
         out.print(f"{trust_of(loaded)}", markup=False, highlight=False)
@@ -176,25 +175,3 @@ def prune(
             out.print("Nothing was deleted; add --delete to do so.")
         else:
             out.print("Nothing is stale.")
-
-
-def _drawn(stairs: Staircase) -> Table:
-    """Return one staircase as bars: a row per width that was measured."""
-    side = "in" if stairs.axis == "out" else "out"
-    beside = "" if stairs.other is None else f", {stairs.other} {side}"
-    shown = Table(
-        stairs.axis,
-        "µs",
-        "",
-        "",
-        title=f"\n{escape(stairs.label)}{beside}",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-    )
-    longest = max(row.time_us for row in stairs.rows) or 1.0
-    for row in stairs.rows:
-        bar = "█" * max(1, round(BAR * row.time_us / longest))
-        source = "measured" if row.exact else f"estimated from {row.entries} measured"
-        shown.add_row(str(row.width), f"{row.time_us:.1f}", bar, source)
-    return shown

@@ -1,13 +1,17 @@
-"""The staircases of a latency table as one HTML page, without scripts or links."""
+"""What the staircases of a latency table look like: as an HTML page, and in a terminal."""
 
 from collections.abc import Sequence
 from html import escape
+
+from rich.markup import escape as escape_markup
+from rich.table import Table
 
 from hardware.latency.staircase import Staircase
 from hardware.latency.table import LatencyTable
 from hardware.pages import html_page, legible
 
 WIDTH, HEIGHT, LEFT, BOTTOM, EDGE = 720, 240, 64, 28, 16  # px, of one chart
+BAR = 40  # characters of the longest bar in a terminal
 TICKS = 8  # labels on the horizontal axis, about
 
 
@@ -82,3 +86,24 @@ def _chart(stairs: Staircase) -> str:
         + "".join(marks)
         + "</svg>"
     )
+
+
+def staircase_bars(stairs: Staircase) -> Table:
+    """Return one staircase as bars for a terminal: a row per width that was measured."""
+    beside = "" if stairs.other is None else f", {stairs.other} {_other_side(stairs)}"
+    shown = Table(
+        stairs.axis,
+        "µs",
+        "",
+        "",
+        title=f"\n{escape_markup(stairs.label)}{beside}",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+    )
+    longest = max(row.time_us for row in stairs.rows) or 1.0
+    for row in stairs.rows:
+        bar = "█" * max(1, round(BAR * row.time_us / longest))
+        source = "measured" if row.exact else f"estimated from {row.entries} measured"
+        shown.add_row(str(row.width), f"{row.time_us:.1f}", bar, source)
+    return shown
