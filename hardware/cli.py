@@ -40,5 +40,7 @@ def devices() -> None:
         except RuntimeMissingError as error:
             table.add_row(name, "", "", f"no: {error}")
         else:
-            table.add_row(name, runtime.version(), runtime.device(), "yes")
+            can = f"yes: {', '.join(runtime.precisions())}"
+            can += "" if runtime.tells_node_times else "; no latency tables"
+            table.add_row(name, runtime.version(), runtime.device(), can)
     out.print(table)

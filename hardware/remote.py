@@ -21,7 +21,7 @@ from hardware.latency.table import (
 from hardware.latency.template_layers import layers_of
 from hardware.latency.variant import Template
 from hardware.lock import file_lock, machine_lock
-from hardware.runtimes import RUNTIMES
+from hardware.runtimes import RUNTIMES, check_measurable
 from hardware.runtimes.base import Runtime
 
 WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
@@ -49,10 +49,12 @@ def measure_bundle(
         progress: gets (variants measured, expected, text) after each.
 
     Raises:
+        BuildError: this runtime cannot measure a latency table at the bundle's settings.
         BusyError: another process measures on this machine, or writes this table.
         DeviceMismatchError: the table was measured on another device, runtime or setting.
         HardwareError: the runtime cannot build or run the network, or a file cannot be written.
     """
+    check_measurable(runtime, bundle.settings)
     key = key_of(runtime, bundle.settings, bundle.manifest.batch)
     purpose = f"measuring {bundle.manifest.network} into {path}"
     with file_lock(path, purpose), machine_lock(purpose):

@@ -9,7 +9,7 @@ from pathlib import Path
 from hardware.graph.channel_map import ChannelMap, Keep
 from hardware.latency.end_to_end import time_engines
 from hardware.latency.table import LatencyTable, open_table
-from hardware.runtimes import get_runtime
+from hardware.runtimes import check_measurable, get_runtime
 from hardware.runtimes.base import EngineSettings
 from pipeline.delivery.deliver import Shaped, deliver
 from pipeline.networks.analyse import Subject, analyse
@@ -117,6 +117,7 @@ def prepare(recipe: Recipe, stages: Stages) -> Job:
     target = recipe.target
     runtime = get_runtime(target.runtime)
     settings = EngineSettings(precision=target.precision, threads=target.threads)
+    check_measurable(runtime, settings)
     table, path = open_table(recipe.profiles, target.table, runtime, settings, target.batch)
     with stages("Loading the network") as progress:
         network = load_network(recipe.model)

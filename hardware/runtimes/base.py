@@ -1,4 +1,4 @@
-"""What Espalier asks of a runtime: build an engine, run it, and tell where the time went."""
+"""What Espalier asks of a runtime: build an engine, run it, and say where the time went."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import onnx
 
 from hardware.device import Device, this_device
 from hardware.disturbance import Counters, read_counters
-from hardware.errors import ModelError, RunError
+from hardware.errors import BuildError, ModelError, RunError
 from hardware.timing import Timer, timer_of
 
 Array = npt.NDArray[Any]  # inputs and outputs have the dtype that the model declares
@@ -125,6 +125,22 @@ class Runtime(ABC):
 
     name: str
     tells_node_times: bool = True  # without them no latency table can be measured
+
+    @abstractmethod
+    def precisions(self) -> tuple[str, ...]:
+        """Return the precisions that it builds in on this machine; nothing is built to tell."""
+
+    def check_precision(self, precision: str) -> None:
+        """Refuse a precision that the runtime does not build in.
+
+        Raises:
+            BuildError: it does not; the message names those that it has.
+        """
+        if precision not in (known := self.precisions()):
+            raise BuildError(
+                f"The runtime {self.name} runs this model in {', '.join(known)}, not in "
+                f"{precision}. Choose one of these, or another runtime."
+            )
 
     @abstractmethod
     def missing(self) -> str | None:

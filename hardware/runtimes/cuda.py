@@ -29,7 +29,7 @@ def gpu_absent() -> str | None:
     count = ctypes.c_int()
     for code in (library.cuInit(0), library.cuDeviceGetCount(ctypes.byref(count))):
         if code:
-            return f"the NVIDIA driver says: {_told(library, code)}"
+            return f"the NVIDIA driver says: {_said(library, code)}"
     return None if count.value else "the NVIDIA driver sees no GPU"
 
 
@@ -173,7 +173,7 @@ class _Driver:
 
     def __call__(self, function: str, *arguments: Vendor) -> None:
         if code := getattr(self.library, function)(*arguments):
-            raise RunError(f"The GPU's driver failed in {function}: {_told(self.library, code)}.")
+            raise RunError(f"The GPU's driver failed in {function}: {_said(self.library, code)}.")
 
     def use(self) -> None:
         """Make the primary context, in which TensorRT computes, this thread's."""
@@ -202,7 +202,7 @@ def _primary_context(device: int) -> ctypes.c_void_p:
     """Return the device's primary context, which this process then keeps to its end."""
     context, library = ctypes.c_void_p(), _library()
     if code := library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
-        raise RunError(f"The GPU cannot be used: {_told(library, code)}.")
+        raise RunError(f"The GPU cannot be used: {_said(library, code)}.")
     return context
 
 
@@ -212,7 +212,8 @@ def _release(driver: _Driver, calls: Sequence[tuple[str, Vendor]]) -> None:
         getattr(driver.library, function)(handle)
 
 
-def _told(library: Vendor, code: int) -> str:
+def _said(library: Vendor, code: int) -> str:
+    """Return what the driver says about an error."""
     text = ctypes.c_char_p()
     if library.cuGetErrorString(code, ctypes.byref(text)) or text.value is None:
         return f"error {code}"

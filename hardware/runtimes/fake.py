@@ -77,7 +77,7 @@ class FakeEngine(Engine):
         cost_us = self.stairs.outside_us + sum(cost.time_us for cost in self.costs)
 
         def milliseconds(calls: int) -> float:
-            return cost_us * sum(self._disturbance() for _ in range(calls)) / calls / 1e3
+            return cost_us * sum(self._noise() for _ in range(calls)) / calls / 1e3
 
         return milliseconds
 
@@ -92,7 +92,7 @@ class FakeEngine(Engine):
                 operator=cost.operator,
                 nodes=cost.nodes,
                 time_us=(cost.time_us + self.stairs.profiler_us)
-                * float(np.median([self._disturbance() for _ in range(runs)])),
+                * float(np.median([self._noise() for _ in range(runs)])),
             )
             for cost in self.costs
         )
@@ -103,7 +103,8 @@ class FakeEngine(Engine):
         write_whole(path, self.model.SerializeToString())
         return path
 
-    def _disturbance(self) -> float:
+    def _noise(self) -> float:
+        """Return what one time is multiplied by."""
         noise = self.stairs.noise
         return float(np.exp(self.generator.normal(0.0, noise))) if noise else 1.0
 
@@ -115,6 +116,10 @@ class FakeRuntime(Runtime):
 
     def __init__(self, **properties: float) -> None:
         self.stairs = Staircase(**properties)  # type: ignore[arg-type]  # integers are floats too
+
+    def precisions(self) -> tuple[str, ...]:
+        """Return the only one there is."""
+        return ("fp32",)
 
     def missing(self) -> str | None:
         """Return None: it needs nothing."""
@@ -136,8 +141,7 @@ class FakeRuntime(Runtime):
         self, model: onnx.ModelProto, settings: EngineSettings, *, profile: bool = False
     ) -> FakeEngine:
         """Return the engine; raises BuildError as a real runtime would."""
-        if settings.precision != "fp32":
-            raise BuildError(f"The fake runtime runs models in fp32, not in {settings.precision}.")
+        self.check_precision(settings.precision)
         try:
             onnx.checker.check_model(model)
             inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
@@ -159,7 +163,7 @@ class FakeRuntime(Runtime):
 
 
 def _costs(model: onnx.ModelProto, stairs: Staircase, threads: int) -> tuple[NodeTime, ...]:
-    """Return the undisturbed cost of every executed node, tails fused, in graph order."""
+    """Return the cost, without noise, of every executed node, tails fused, in graph order."""
     shapes = _shapes(model)
     readers: dict[str, int] = {}
     for node in model.graph.node:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import onnx
 
 # Nodes that a runtime builds a fused node around.
-ANCHORS = frozenset(
+HEADS = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul"}
     | {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"}
 )
@@ -18,14 +18,14 @@ TAILS = frozenset(
 )
 
 
-def attribute(
+def nodes_behind(
     model: onnx.ModelProto, executed: Sequence[Sequence[str]]
 ) -> tuple[tuple[str, ...], ...]:
-    """Return the ONNX nodes of every executed node, anchors first, the others in graph order.
+    """Return the ONNX nodes of every executed node, heads first, the others in graph order.
 
     An ONNX node that no runtime name points at was fused: backwards when a fused node is known by
     its tail's name (a convolution called after the value its activation writes), forwards when it
-    is known by its anchor's. A node without a name, or with another's, goes by its first output.
+    is known by its head's. A node without a name, or with another's, goes by its first output.
 
     Args:
         model: the ONNX model that was built.
@@ -51,7 +51,7 @@ def attribute(
         if index not in owner and node.op_type in TAILS and hosts:
             owner[index] = max(hosts)
     found: list[list[int]] = [[] for _ in executed]
-    for index in sorted(owner, key=lambda i: (nodes[i].op_type not in ANCHORS, i)):
+    for index in sorted(owner, key=lambda i: (nodes[i].op_type not in HEADS, i)):
         found[owner[index]].append(index)
     return tuple(tuple(labels[index] for index in indices) for indices in found)
 
@@ -59,14 +59,14 @@ def attribute(
 def _claim_backwards(
     nodes: Sequence[onnx.NodeProto], at_value: dict[str, int], owner: dict[int, int]
 ) -> None:
-    """Give fused nodes known by a tail alone the anchor that feeds it, and what lies between."""
+    """Give fused nodes known by a tail alone the head that feeds it, and what lies between."""
     readers = Counter(value for node in nodes for value in node.input)
-    anchored = {number for i, number in owner.items() if nodes[i].op_type in ANCHORS}
+    headed = {number for i, number in owner.items() if nodes[i].op_type in HEADS}
     for start, number in list(owner.items()):
-        if number in anchored or nodes[start].op_type not in TAILS:
+        if number in headed or nodes[start].op_type not in TAILS:
             continue
         path, index = [], start
-        while nodes[index].op_type not in ANCHORS:
+        while nodes[index].op_type not in HEADS:
             # Only what nobody else reads and nobody else executes can have been fused away.
             before = [
                 at_value[v]
@@ -79,7 +79,7 @@ def _claim_backwards(
             path.append(index)
         else:
             owner.update(dict.fromkeys(path, number))
-            anchored.add(number)
+            headed.add(number)
 
 
 def _labels(nodes: Sequence[onnx.NodeProto]) -> list[str]:

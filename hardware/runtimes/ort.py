@@ -29,7 +29,7 @@ from hardware.runtimes.base import (
     input_dtypes,
     input_shapes,
 )
-from hardware.runtimes.fusion import attribute
+from hardware.runtimes.fusion import nodes_behind
 from hardware.timing import Timer, timer_of, without_garbage_collection
 
 PROVIDER = "CPUExecutionProvider"
@@ -55,6 +55,7 @@ class OrtSession(Engine):
         return timer_of(lambda: self._run(held))
 
     def _run(self, feeds: dict[str, Array]) -> list[Array]:
+        """Return the outputs in the session's order; raises RunError."""
         try:
             outputs: list[Array] = self.session.run(None, feeds)
         except Exception as error:  # the runtime's errors share no public base class
@@ -120,7 +121,7 @@ class OrtEngine(OrtSession):
             self._run(held)
         times = _read_trace(Path(self.session.end_profiling()), runs)
         self._drop_traces()
-        owners = attribute(self.model, [_names_behind(name) for name, _ in times])
+        owners = nodes_behind(self.model, [_names_behind(name) for name, _ in times])
         return tuple(
             NodeTime(name=name, operator=operator, nodes=nodes, time_us=_median_us(durations))
             for ((name, operator), durations), nodes in zip(times.items(), owners, strict=True)
@@ -133,6 +134,7 @@ class OrtEngine(OrtSession):
         return path
 
     def _open(self) -> None:
+        """Open a session, with a trace of its own where it is to be profiled."""
         self.session = None
         options = session_options(self.settings)
         if self.profile:
@@ -144,6 +146,7 @@ class OrtEngine(OrtSession):
         self.session = open_session(self.serialized, options)
 
     def _drop_traces(self) -> None:
+        """Delete the trace that has been read."""
         if self._traces is not None:
             shutil.rmtree(self._traces, ignore_errors=True)
         self._traces = None
@@ -153,6 +156,10 @@ class OnnxRuntime(Runtime):
     """ONNX Runtime with its CPU provider."""
 
     name = "ort"
+
+    def precisions(self) -> tuple[str, ...]:
+        """Return the only one that it promises on a CPU."""
+        return ("fp32",)
 
     def missing(self) -> str | None:
         """Return what to install where the package is absent."""
@@ -174,7 +181,7 @@ class OnnxRuntime(Runtime):
         self, model: onnx.ModelProto, settings: EngineSettings, *, profile: bool = False
     ) -> OrtEngine:
         """Return a session on the CPU; raises BuildError."""
-        _require_fp32(settings)
+        self.check_precision(settings.precision)
         try:
             return OrtEngine(model, settings, profile)
         except ModelError as error:
@@ -182,16 +189,8 @@ class OnnxRuntime(Runtime):
 
     def load(self, path: Path, settings: EngineSettings) -> "OrtFileEngine":
         """Return a session of an ONNX file or of one in ONNX Runtime's own format (`.ort`)."""
-        _require_fp32(settings)
+        self.check_precision(settings.precision)
         return OrtFileEngine(path, settings)
-
-
-def _require_fp32(settings: EngineSettings) -> None:
-    if settings.precision != "fp32":
-        raise BuildError(
-            f"ONNX Runtime on a CPU runs this model in fp32, not in {settings.precision}. "
-            "Set precision to fp32, or choose another runtime."
-        )
 
 
 def session_options(settings: EngineSettings) -> Vendor:
@@ -269,7 +268,7 @@ def _read_trace(path: Path, runs: int) -> dict[tuple[str, str], list[int]]:
 
 
 def _median_us(durations: list[int]) -> float:
-    """Return the median of durations of which the trace tells only the whole microseconds.
+    """Return the median of durations of which the trace holds only the whole microseconds.
 
     The clock's difference is cut off, so `d` means somewhere in [d, d + 1); the grouped median
     interpolates within that microsecond (its classes are centred, hence the half).

@@ -53,7 +53,7 @@ class OrtGpuEngine(OrtSession):
         return bound_timer(self.session, feeds)
 
     def node_times(self, feeds: Feeds, runs: int) -> tuple[NodeTime, ...]:
-        """Raise RunError: GPU times of nodes are not told."""
+        """Raise RunError: what nodes take on the GPU is not known."""
         raise RunError(NO_NODE_TIMES)
 
     def save(self, folder: Path) -> Path:
@@ -108,6 +108,10 @@ class OrtCuda(Runtime):
         "fp16": {},
     }
 
+    def precisions(self) -> tuple[str, ...]:
+        """Return those that the provider has options for."""
+        return tuple(self.options)
+
     def missing(self) -> str | None:
         """Return what to install, or that there is no GPU."""
         wanted = "Install it on a machine with an NVIDIA GPU: pip install onnxruntime-gpu"
@@ -152,16 +156,13 @@ class OrtCuda(Runtime):
         return OrtGpuFileEngine(path, settings, self.provider, self._options(settings))
 
     def _options(self, settings: EngineSettings) -> Options:
-        if settings.precision not in self.options:
-            raise BuildError(
-                f"ONNX Runtime's {self.provider} runs this model in {', '.join(self.options)}, "
-                f"not in {settings.precision}. Choose one of these."
-            )
+        """Return the provider's options for a precision; raises BuildError."""
+        self.check_precision(settings.precision)
         return {"device_id": "0", **self.options[settings.precision]}
 
 
 class OrtTensorRt(OrtCuda):
-    """ONNX Runtime with its TensorRT provider, which cannot be told to keep float32 exact."""
+    """ONNX Runtime with its TensorRT provider, which cannot be made to keep float32 exact."""
 
     name = "ort-trt"
     provider = "TensorrtExecutionProvider"

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from functools import lru_cache
 from importlib import util
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from hardware.runtimes.base import (
     input_dtypes,
     input_shapes,
 )
-from hardware.runtimes.fusion import attribute
+from hardware.runtimes.fusion import nodes_behind
 from hardware.runtimes.ov_counters import Floats, time_per_run_us
 from hardware.timing import Timer, timer_of
 
@@ -100,7 +101,7 @@ class OvEngine(Engine):
         try:
             times = time_per_run_us(counts, averages)
         except ValueError as error:
-            raise RunError(f"{runs} inferences are too few to profile. {_told(error)}") from error
+            raise RunError(f"{runs} inferences are too few to profile. {_said(error)}") from error
         return self._named(np.where(runs_at_all, times, 0.0))
 
     def save(self, folder: Path) -> Path:
@@ -116,15 +117,16 @@ class OvEngine(Engine):
                 for path in (written.with_suffix(".bin"), written):
                     os.replace(path, folder / path.name)
         except (OSError, RuntimeError) as error:
-            raise StorageError(f"Cannot write the engine into {folder}: {_told(error)}") from error
+            raise StorageError(f"Cannot write the engine into {folder}: {_said(error)}") from error
         return folder / FILE
 
     def _compile(self) -> None:
+        """Compile the model anew, with counters at zero; raises BuildError."""
         try:
             self._compiled = self._core.compile_model(self.model, "CPU", self._options)
             self._request = self._compiled.create_infer_request()
         except Exception as error:  # the runtime's errors share no public base class
-            raise BuildError(f"OpenVINO cannot compile the model: {_told(error)}") from error
+            raise BuildError(f"OpenVINO cannot compile the model: {_said(error)}") from error
         self._inferences = 0
 
     def _executed(self) -> list[tuple[str, dict[str, str]]]:
@@ -136,6 +138,7 @@ class OvEngine(Engine):
         ]
 
     def _tensors(self, feeds: Feeds) -> list[Vendor]:
+        """Return the inputs as OpenVINO takes them, without copying; raises RunError."""
         import openvino
 
         self.check(feeds)
@@ -143,21 +146,23 @@ class OvEngine(Engine):
         try:
             return [openvino.Tensor(array, shared_memory=True) for array in arrays]
         except Exception as error:  # as above
-            raise RunError(f"OpenVINO does not take these inputs: {_told(error)}") from error
+            raise RunError(f"OpenVINO does not take these inputs: {_said(error)}") from error
 
     def _bind(self, tensors: list[Vendor]) -> None:
+        """Let the next inference read these inputs; raises RunError."""
         try:
             for index, tensor in enumerate(tensors):
                 self._request.set_input_tensor(index, tensor)
         except Exception as error:  # as above
-            raise RunError(f"OpenVINO does not take these inputs: {_told(error)}") from error
+            raise RunError(f"OpenVINO does not take these inputs: {_said(error)}") from error
 
     def _infer(self) -> None:
+        """Run once; the outputs stay where they are. Raises RunError."""
         self._inferences += 1
         try:
             self._request.infer(share_outputs=True)
         except Exception as error:  # as above
-            raise RunError(f"OpenVINO failed while running: {_told(error)}") from error
+            raise RunError(f"OpenVINO failed while running: {_said(error)}") from error
 
     def _read_counters(self) -> list[int]:
         """Return the mean time of every node over all inferences so far, whole microseconds."""
@@ -167,8 +172,8 @@ class OvEngine(Engine):
         """Return the nodes that took time, with the ONNX nodes that each one stands for."""
         executed = dict(self._executed())
         names = [info.node_name for info in self._request.get_profiling_info()]
-        told = [_names_behind(executed.get(name, {})) for name in names]
-        owners = attribute(self.graph, told) if self.graph is not None else told
+        behind = [_names_behind(executed.get(name, {})) for name in names]
+        owners = nodes_behind(self.graph, behind) if self.graph is not None else behind
         return tuple(
             NodeTime(
                 name=name,
@@ -185,6 +190,10 @@ class OpenVino(Runtime):
     """OpenVINO with its CPU plugin."""
 
     name = "ov"
+
+    def precisions(self) -> tuple[str, ...]:
+        """Return fp32, and bf16 where the processor computes in it."""
+        return _precisions_here()
 
     def missing(self) -> str | None:
         """Return what to install where the package is absent."""
@@ -207,10 +216,12 @@ class OpenVino(Runtime):
         self, model: onnx.ModelProto, settings: EngineSettings, *, profile: bool = False
     ) -> OvEngine:
         """Return an engine that runs in the precision asked for; raises BuildError."""
+        self.check_precision(settings.precision)
         return _engine(model.SerializeToString(), settings, graph=model, profile=profile)
 
     def load(self, path: Path, settings: EngineSettings) -> OvEngine:
         """Return an engine of an IR (`.xml`) or an ONNX file; raises BuildError."""
+        self.check_precision(settings.precision)
         if not path.is_file() or path.suffix not in (".xml", ".onnx"):
             raise BuildError(f"{path} is no engine. Give an existing OpenVINO `.xml` or `.onnx`.")
         return _engine(str(path), settings, graph=None, profile=False)
@@ -226,7 +237,7 @@ def _engine(
         model = core.read_model(source)
     except Exception as error:  # the runtime's errors share no public base class
         what = source if isinstance(source, str) else "the model"
-        raise BuildError(f"OpenVINO cannot read {what}: {_told(error)}") from error
+        raise BuildError(f"OpenVINO cannot read {what}: {_said(error)}") from error
     try:
         engine = OvEngine(model, core, options, graph)
     except ModelError as error:
@@ -242,11 +253,6 @@ def _engine(
 
 def _options(settings: EngineSettings, profile: bool) -> Options:
     """Return the options: one inference at a time, on exactly the threads asked for."""
-    if settings.precision not in PRECISIONS:
-        raise BuildError(
-            f"OpenVINO on a CPU runs this model in {' or '.join(PRECISIONS)}, "
-            f"not in {settings.precision}. Choose one of these."
-        )
     return {
         # Without it, a processor that knows bf16 runs fp32 models in bf16.
         "INFERENCE_PRECISION_HINT": PRECISIONS[settings.precision],
@@ -257,12 +263,20 @@ def _options(settings: EngineSettings, profile: bool) -> Options:
     }
 
 
-def _told(error: Exception) -> str:
+@lru_cache(maxsize=1)
+def _precisions_here() -> tuple[str, ...]:
+    """Return the precisions that this processor computes in, of those that we know."""
+    offered = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for name in PRECISIONS if name == "fp32" or name.upper() in offered)
+
+
+def _said(error: Exception) -> str:
     """Return the vendor's message without its trailing empty lines."""
     return str(error).strip()
 
 
 def _core() -> Vendor:
+    """Return what reads and compiles models."""
     import openvino
 
     return openvino.Core()

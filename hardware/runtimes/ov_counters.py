@@ -1,6 +1,6 @@
-"""Typical times out of counters that only tell a rounded mean over everything since the start.
+"""Typical times out of counters that only hold a rounded mean over everything since the start.
 
-OpenVINO's CPU plugin cuts every duration to whole microseconds, adds it up, and tells the sum
+OpenVINO's CPU plugin cuts every duration to whole microseconds, adds it up, and gives the sum
 divided by the number of inferences, cut again. Taken at its word a node reads about 1 us too short
 (twice half a microsecond), the cold first inferences never leave the mean, and neither does a
 single interruption by another process.
@@ -18,7 +18,7 @@ INTERRUPTED_US = 5.0  # ... provided that it is also longer by this
 
 
 def time_per_run_us(counts: Sequence[int], averages_us: Sequence[Sequence[int]]) -> Floats:
-    """Return each counter's undisturbed time per inference, `(counters,)`.
+    """Return each counter's uninterrupted time per inference, `(counters,)`.
 
     After `k` inferences the sum behind an average `a` lies in `[k a, k (a + 1))`. Two readings at
     `j < k` therefore bound the time per inference in between to

@@ -26,7 +26,7 @@ from hardware.runtimes.base import (
     input_shapes,
 )
 from hardware.runtimes.cuda import compute_capability, gpu_absent, this_gpu
-from hardware.runtimes.fusion import attribute
+from hardware.runtimes.fusion import nodes_behind
 from hardware.runtimes.trt_building import PRECISIONS, build_plan, capabilities, unknown_chip
 from hardware.runtimes.trt_sessions import Session, layers_of_engine, open_plan
 from hardware.timing import Timer
@@ -92,7 +92,7 @@ class TrtEngine(Engine):
         times = session.profiled(PROFILE_WARMUP + runs)[PROFILE_WARMUP:]
         executed = list(times[0])
         known = layers_of_engine(self._vendor, self._engine)
-        owners = attribute(self.model, [known.get(name, ("", ()))[1] for name in executed])
+        owners = nodes_behind(self.model, [known.get(name, ("", ()))[1] for name in executed])
         return tuple(
             NodeTime(
                 name=name,
@@ -140,6 +140,10 @@ class TensorRt(Runtime):
         order = found[::-1] if capability is not None else found
         self.package = package or next(iter(order), None)
 
+    def precisions(self) -> tuple[str, ...]:
+        """Return those that the ONNX file can be written in."""
+        return PRECISIONS
+
     def missing(self) -> str | None:
         """Return what to install, or that there is no GPU to measure on."""
         if self.package is None or util.find_spec(self.package) is None:
@@ -181,11 +185,7 @@ class TensorRt(Runtime):
         self, model: onnx.ModelProto, settings: EngineSettings, *, profile: bool = False
     ) -> TrtEngine:
         """Return an engine of the precision asked for, strongly typed; raises BuildError."""
-        if settings.precision not in PRECISIONS:
-            raise BuildError(
-                f"TensorRT builds this model in {', '.join(PRECISIONS)}, "
-                f"not in {settings.precision}. Choose one of these."
-            )
+        self.check_precision(settings.precision)
         try:
             input_shapes(model)
         except ModelError as error:

@@ -34,7 +34,7 @@ def listener(vendor: Vendor) -> Vendor:
             if severity in worst:
                 self.errors.append(text)
 
-        def told(self) -> str:
+        def complaint(self) -> str:
             """Return what went wrong since the last time, and forget it."""
             said, self.errors = "; ".join(dict.fromkeys(self.errors)), []
             return said or "TensorRT did not say why"
@@ -102,11 +102,11 @@ def build_plan(
         cache = None if is_rtx(vendor) else _use_cache(vendor, config)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise BuildError(f"TensorRT cannot build the model: {logger.told()}")
+            raise BuildError(f"TensorRT cannot build the model: {logger.complaint()}")
         if cache is not None:
             write_cache(cache, bytes(config.get_timing_cache().serialize()))
     except (RuntimeError, TypeError, ValueError) as error:  # what the bindings raise
-        raise BuildError(f"TensorRT failed: {error}; {logger.told()}") from error
+        raise BuildError(f"TensorRT failed: {error}; {logger.complaint()}") from error
     return bytes(plan)
 
 
@@ -132,7 +132,7 @@ def _aim(vendor: Vendor, config: Vendor, capability: str | None) -> None:
     config.num_compute_capabilities = 1
     chip = getattr(vendor.ComputeCapability, f"SM{capability.replace('.', '')}")
     if not config.set_compute_capability(chip, 0):
-        raise BuildError(f"TensorRT refused {capability}: {listener(vendor).told()}")
+        raise BuildError(f"TensorRT refused {capability}: {listener(vendor).complaint()}")
 
 
 def _use_cache(vendor: Vendor, config: Vendor) -> Path:

@@ -28,7 +28,7 @@ def open_plan(vendor: Vendor, plan: bytes) -> Vendor:
     logger.errors.clear()
     engine = _runtime(vendor).deserialize_cuda_engine(plan)
     if engine is None:
-        raise BuildError(f"TensorRT cannot load the engine: {logger.told()}")
+        raise BuildError(f"TensorRT cannot load the engine: {logger.complaint()}")
     return engine
 
 
@@ -52,7 +52,7 @@ class Session:
         else:
             self.context = engine.create_execution_context()
         if self.context is None:
-            raise RunError(f"TensorRT cannot run the engine: {listener(vendor).told()}")
+            raise RunError(f"TensorRT cannot run the engine: {listener(vendor).complaint()}")
         self._buffers: dict[str, Buffer] = {}
         self._outputs: list[str] = []
         for index in range(engine.num_io_tensors):
@@ -91,7 +91,7 @@ class Session:
     def launch(self) -> None:
         """Put one inference into the stream; raises RunError."""
         if not self.context.execute_async_v3(self.stream.address):
-            raise RunError(f"TensorRT failed while running: {listener(self._vendor).told()}")
+            raise RunError(f"TensorRT failed while running: {listener(self._vendor).complaint()}")
 
     def captured(self) -> Callable[[], None]:
         """Return what launches one inference as a CUDA graph."""
@@ -112,12 +112,12 @@ class Session:
             self.stream.synchronize()
             found.append(profiler.times)
         if not found[0]:
-            raise RunError("TensorRT's profiler told of no layer.")
+            raise RunError("TensorRT's profiler named no layer.")
         return found
 
 
 def layers_of_engine(vendor: Vendor, engine: Vendor) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return, per layer, its type and the ONNX nodes behind it, as the engine's inspector tells."""
+    """Return, per layer, its type and the ONNX nodes behind it, as the engine's inspector says."""
     inspector = engine.create_engine_inspector()
     text = inspector.get_engine_information(vendor.LayerInformationFormat.JSON)
     return parse_layers(text)
@@ -132,7 +132,7 @@ def parse_layers(text: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     try:
         layers = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"TensorRT's inspector told no layers: {text[:200]!r}") from error
+        raise RunError(f"TensorRT's inspector named no layers: {text[:200]!r}") from error
     found = {}
     for layer in layers:
         if isinstance(layer, str):  # without details a layer is its name

@@ -11,7 +11,7 @@ import pytest
 
 from hardware.bundle import Contents, pack, read_bundle, write_bundle
 from hardware.device import this_device
-from hardware.errors import BusyError, DeviceMismatchError, StorageError
+from hardware.errors import BuildError, BusyError, DeviceMismatchError, StorageError
 from hardware.latency.table import LatencyTable, TableKey, key_of, load_table
 from hardware.latency.template_layers import layers_of
 from hardware.latency.variant import digest_of
@@ -150,6 +150,16 @@ def test_a_measurement_that_was_killed_is_continued(bundle, tmp_path):
     assert len(after.variants) > len(before) >= 1
     kept = {variant.model_dump_json(exclude={"entries"}) for variant in after.variants}
     assert {v.model_dump_json(exclude={"entries"}) for v in before} <= kept
+
+
+def test_a_runtime_without_node_times_is_refused_before_anything_is_built(
+    bundle, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(FakeRuntime, "tells_node_times", False)
+    monkeypatch.setattr(FakeRuntime, "build", None)
+
+    with pytest.raises(BuildError, match="fake does not tell what each node of a network takes"):
+        measure_bundle(read_bundle(bundle), FakeRuntime(), tmp_path / "t.json")
 
 
 def test_a_second_measurement_at_a_time_is_refused(bundle, tmp_path):

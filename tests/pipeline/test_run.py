@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hardware.device import Device, this_device
-from hardware.errors import RuntimeMissingError
+from hardware.errors import BuildError, RuntimeMissingError
 from hardware.records import load_record
 from hardware.runtimes.fake import FakeRuntime
 from pipeline.delivery.manifest import Manifest
@@ -22,7 +22,7 @@ from pipeline.networks.store import load_pruned
 from pipeline.planning import fit as targeting
 from pipeline.recipe import Recipe
 from pipeline.records import Verdict
-from pipeline.run import compose, compress, make_plan, make_table
+from pipeline.run import compose, compress, make_plan, make_table, quiet
 
 # On a network without training, filters are not redundant, and measured damage says nothing.
 PLAN = {
@@ -70,6 +70,16 @@ def test_the_delivered_engine_meets_its_target_and_uses_it(finished):
     assert verdict.passed, verdict.reasons
     assert 0.9 * verdict.target_ms <= verdict.measured_ms <= verdict.target_ms
     assert verdict.proof_error < 1e-6
+
+
+def test_a_runtime_without_node_times_is_refused_before_the_first_stage(tmp_path, monkeypatch):
+    monkeypatch.setattr(FakeRuntime, "tells_node_times", False)
+    begun = []
+
+    with pytest.raises(BuildError, match=r"fake does not tell .* one that does: ort, ov, trt"):
+        compress(recipe(tmp_path), lambda stage: begun.append(stage) or quiet(stage))
+
+    assert begun == []
 
 
 def test_a_run_leaves_everything_that_it_promises(finished):

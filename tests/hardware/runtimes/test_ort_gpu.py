@@ -3,7 +3,7 @@
 import pytest
 
 from hardware.errors import BuildError, RuntimeMissingError
-from hardware.runtimes import get_runtime
+from hardware.runtimes import check_measurable, get_runtime
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.ort import open_session, session_options
 from hardware.runtimes.ort_gpu import OrtCuda, OrtTensorRt
@@ -42,6 +42,12 @@ def test_a_session_without_a_provider_of_its_own_runs_on_the_processor():
 def test_no_latency_table_is_promised_on_a_gpu():
     with pytest.raises(BuildError, match="no latency table can be measured with it"):
         OrtCuda().build(residual(16), SETTINGS, profile=True)
+
+
+@pytest.mark.parametrize("runtime", [OrtCuda, OrtTensorRt])
+def test_a_latency_table_on_a_gpu_is_refused_before_anything_is_built(runtime):
+    with pytest.raises(BuildError, match=rf"{runtime.name} does not tell .* one that does: .*trt"):
+        check_measurable(runtime(), SETTINGS)
 
 
 @pytest.mark.parametrize(

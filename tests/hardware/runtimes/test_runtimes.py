@@ -9,10 +9,10 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from hardware.errors import BuildError, HardwareError, RunError, RuntimeMissingError
-from hardware.runtimes import RUNTIMES, get_runtime
+from hardware.runtimes import RUNTIMES, check_measurable, get_runtime
 from hardware.runtimes.base import EngineSettings, Runtime
 from hardware.runtimes.fake import FakeRuntime
-from hardware.runtimes.fusion import ANCHORS
+from hardware.runtimes.fusion import HEADS
 from hardware.timing import Protocol, time_together
 from tests.hardware.models import residual
 
@@ -90,14 +90,14 @@ def test_the_engine_says_what_it_is(runtime):
     assert runtime.version() and runtime.device()
 
 
-def test_every_anchor_is_attributed_to_its_onnx_node_once(profiling):
+def test_every_head_is_attributed_to_its_onnx_node_once(profiling):
     model = residual(16)
     engine = profiling.build(model, SETTINGS, profile=True)
 
     owned = [node for time in engine.node_times(engine.random_feeds(), 30) for node in time.nodes]
 
     assert len(owned) == len(set(owned))
-    assert {n.name for n in model.graph.node if n.op_type in ANCHORS} <= set(owned)
+    assert {n.name for n in model.graph.node if n.op_type in HEADS} <= set(owned)
 
 
 def test_a_fused_tail_belongs_to_the_node_before_it(profiling):
@@ -293,6 +293,39 @@ def test_an_unknown_runtime_is_refused():
         get_runtime("tflite")
 
 
+# ---- what can be known before anything is built
+
+
+class Silent(FakeRuntime):
+    """An imagined device that does not tell what its nodes take."""
+
+    name = "silent"
+    tells_node_times = False
+
+
+def test_a_runtime_without_node_times_is_refused_with_those_that_have_them():
+    with pytest.raises(
+        BuildError, match=r"silent does not tell .* Choose one that does: ort, ov, trt "
+    ):
+        check_measurable(Silent(), SETTINGS)
+
+
+def test_a_precision_that_is_not_there_is_refused_before_anything_is_built(runtime):
+    if not runtime.tells_node_times:
+        pytest.skip(f"{runtime.name} is refused anyhow")
+    check_measurable(runtime, SETTINGS)
+
+    with pytest.raises(BuildError, match=r"fp32.*not in int4"):
+        check_measurable(runtime, EngineSettings(precision="int4"))
+
+
+def test_every_precision_that_a_runtime_names_can_be_built(runtime):
+    for precision in runtime.precisions():
+        engine = runtime.build(residual(16), EngineSettings(precision=precision))
+
+        assert engine.precision == precision
+
+
 # ---- OpenVINO
 
 
@@ -315,7 +348,7 @@ def test_openvino_runs_bf16_only_where_the_processor_has_it():
     if "BF16" in offered:
         assert runtime.build(residual(16), bf16).precision == "bf16"
     else:
-        with pytest.raises(BuildError, match="would run this model in fp32, not in bf16"):
+        with pytest.raises(BuildError, match="runs this model in fp32, not in bf16"):
             runtime.build(residual(16), bf16)
 
 

@@ -13,7 +13,7 @@ from hardware.graph.precision import as_fp16
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.cuda import gpu_absent, this_gpu
-from hardware.runtimes.fusion import ANCHORS, attribute
+from hardware.runtimes.fusion import HEADS, nodes_behind
 from hardware.runtimes.trt import TensorRt
 from hardware.runtimes.trt_building import read_cache, write_cache
 from hardware.runtimes.trt_sessions import parse_layers
@@ -92,7 +92,7 @@ def test_a_model_that_cannot_be_parsed_is_refused_by_its_node():
         rtx("8.9").build(model, SETTINGS)
 
 
-def test_what_the_compiler_cannot_do_is_told_in_its_words():
+def test_what_the_compiler_cannot_do_is_said_in_its_words():
     # Turing has no single-precision matrix product in TensorRT for RTX.
     with pytest.raises(BuildError, match=r"cannot build the model: .*Turing"):
         rtx("7.5").build(residual(16), SETTINGS)
@@ -203,11 +203,11 @@ def test_layers_are_traced_to_nodes_by_the_inspectors_details():
     layers = parse_layers(text)
 
     assert layers["__myl_Conv_0"] == ("CaskConvolution", ("stem", "act0"))
-    owned = attribute(model, [nodes for _, nodes in layers.values()])
+    owned = nodes_behind(model, [nodes for _, nodes in layers.values()])
     assert owned[0][:2] == ("stem", "act0")
     assert owned[1] == ()
     assert owned[2] == ("block.conv2", "add", "act2")
-    assert {n.name for n in model.graph.node if n.op_type in ANCHORS} >= {"stem", "block.conv2"}
+    assert {n.name for n in model.graph.node if n.op_type in HEADS} >= {"stem", "block.conv2"}
 
 
 def test_layers_without_details_are_traced_by_their_own_names():
@@ -217,7 +217,7 @@ def test_layers_without_details_are_traced_by_their_own_names():
 
 
 def test_an_inspector_that_tells_nothing_is_an_error():
-    with pytest.raises(RunError, match="told no layers"):
+    with pytest.raises(RunError, match="named no layers"):
         parse_layers("")
 
 
