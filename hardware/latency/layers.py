@@ -9,8 +9,10 @@ and belongs to that layer; after the last layer, to the last.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Annotated
 
 import onnx
+from pydantic import Field, ValidationInfo, field_validator
 
 from hardware.errors import RunError
 from hardware.graph.operators import PRODUCTS
@@ -30,31 +32,58 @@ class LayerKey(Record):
     strides: tuple[int, ...] = ()
     dilations: tuple[int, ...] = ()
     conv_groups: int = 1
-    in_size: tuple[int, ...] = ()  # spatial size of the input, pixels
+    # Input channels of each group where narrowing takes whole groups away: 1 is depthwise, whatever
+    # the width. 0 where it narrows every group and their number stays. None: it has no groups.
+    group_channels: Annotated[int | None, Field(validate_default=True)] = None
+    in_size: tuple[int, ...] = ()  # of the input: all its axes but the batch and the channels
     out_size: tuple[int, ...] = ()
     batch: int = 1
     tail: tuple[str, ...] = ()  # element-wise operators of the layer, behind the head node
     thinned: bool = False  # only strided 1x1 convolutions read it: a runtime may skip pixels
+
+    @field_validator("group_channels")
+    @classmethod
+    def _follow_counts(cls, given: int | None, info: ValidationInfo) -> int | None:
+        """Return what is said, else what the counts say: tables of earlier versions hold no more.
+
+        A convolution of one channel without groups is an ordinary one.
+        """
+        groups = info.data.get("conv_groups", 1)
+        if given is not None or groups == 1:
+            return given
+        return int(groups == info.data.get("in_channels"))
 
     def __hash__(self) -> int:
         return hash(tuple(self.__dict__.values()))
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether every channel is convolved with a filter of its own."""
-        return self.conv_groups == self.in_channels > 1
+        """Whether every channel is convolved with filters of its own, be it the only one."""
+        return self.group_channels == 1
 
     @property
     def weights(self) -> int:
-        """The number of weights that it reads, biases aside; 0 of operators without any."""
+        """The number of weights that it reads, biases aside; 0 of operators without any.
+
+        Of the product of two activations, the number of elements of one matrix of the second.
+        """
         if self.operator not in PRODUCTS:
             return 0
         channels = self.in_channels * self.out_channels // max(self.conv_groups, 1)
         return channels * prod(self.kernel)
 
+    @property
+    def macs(self) -> int:
+        """The multiply-adds of the whole batch; 0 of operators without a product."""
+        # Transposed, every pixel of the input meets every filter; else every pixel of the output.
+        size = self.in_size if self.operator == "ConvTranspose" else self.out_size
+        return self.batch * self.weights * prod(size)
+
     def at(self, in_channels: int, out_channels: int, *, thinned: bool = False) -> "LayerKey":
         """Return the key of the same layer at other channel counts; depthwise stays depthwise."""
-        conv_groups = in_channels if self.is_depthwise else self.conv_groups
+        conv_groups = self.conv_groups
+        if self.group_channels:
+            conv_groups = max(in_channels // self.group_channels, 1)
         return self.model_copy(
             update={
                 "in_channels": in_channels,
@@ -66,9 +95,12 @@ class LayerKey(Record):
 
     @property
     def kind(self) -> Kind:
-        """The key without channel counts, tail and thinning: what one latency model describes."""
-        conv_groups = 0 if self.is_depthwise else self.conv_groups
-        shape = (self.kernel, self.strides, self.dilations, conv_groups)
+        """The key without channel counts, tail and thinning: what one latency model describes.
+
+        It is the same at every width of a layer.
+        """
+        groups = (self.group_channels,) if self.group_channels else self.conv_groups
+        shape = (self.kernel, self.strides, self.dilations, groups)
         return (self.operator, *shape, self.in_size, self.out_size, self.batch)
 
 
@@ -86,15 +118,18 @@ class Layer:
     in_fixed: int
     out_parts: dict[str, int]
     out_fixed: int
-    macs: int  # multiply-adds at full width, whole batch
     branches: tuple[str, ...] = ()  # emptied together with any of these branches
-    vanishes_with: tuple[
-        str, ...
-    ] = ()  # groups of those branches: any of them at width 0 empties it
+    # Groups of those branches: any of them at width 0 empties it.
+    vanishes_with: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()  # ONNX nodes of the layer, the head first
     rest: tuple[str, ...] = ()  # operators of its tail that still run once it is emptied
     thinned_with: tuple[str, ...] | None = None  # groups: all at width 0, only pixels are read
     full: dict[str, int] = field(default_factory=dict)  # full widths of the groups named above
+
+    @property
+    def macs(self) -> int:
+        """The multiply-adds at full width, whole batch."""
+        return self.key.macs
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -146,15 +181,8 @@ class Layer:
 
 def macs_of(layers: Iterable[Layer], widths: Mapping[str, int]) -> int:
     """Return the multiply-adds of all layers at these group widths, whole batch."""
-    total = 0
-    for layer in layers:
-        if layer.is_emptied(widths) or not layer.macs:
-            continue
-        inputs, outputs = layer.channels_at(widths)
-        key = layer.key
-        full = key.out_channels * (1 if key.is_depthwise else key.in_channels)
-        total += layer.macs * outputs * (1 if key.is_depthwise else inputs) // full
-    return total
+    keys = (layer.key_at(widths) for layer in layers)
+    return sum(key.macs for key in keys if key is not None)
 
 
 def attribute(

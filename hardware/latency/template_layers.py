@@ -13,17 +13,17 @@ Whether a runtime really fuses a layer's nodes is its own affair: the time of al
 layer's time (see `hardware.latency.layers.attribute`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 
 from hardware.errors import ModelError
 from hardware.graph.channel_map import Branch, ChannelMap
-from hardware.graph.model import Shape, attributes, initializers, shapes
+from hardware.graph.model import Shape, attributes, constant_values, initializers, shapes
 from hardware.graph.operators import CONVOLUTIONS, PIXELWISE, PRODUCTS, SIZES, VIEWS
 from hardware.latency.layers import Layer, LayerKey
+from hardware.latency.value_channels import Value, image_like, passed, rescaled
 
 
 def layers_of(template: onnx.ModelProto, channels: ChannelMap) -> tuple[Layer, ...]:
@@ -39,33 +39,15 @@ def layers_of(template: onnx.ModelProto, channels: ChannelMap) -> tuple[Layer, .
     return _Reading(template, channels).layers()
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """What the channel axis of a value holds: channels per unit of each group, and others."""
-
-    parts: Mapping[str, int]
-    fixed: int
-
-    def scaled(self, old: int, new: int) -> "_Content":
-        """Return the content after a view or a split changed the channel axis."""
-        if old and new % old == 0:
-            return _Content(
-                {g: n * (new // old) for g, n in self.parts.items()}, self.fixed * new // old
-            )
-        counts = {g: n * new // old for g, n in self.parts.items()}
-        if new and old % new == 0 and all(n * new % old == 0 for n in self.parts.values()):
-            return _Content(counts, self.fixed * new // old)
-        return _Content({}, new)
-
-
 @dataclass(slots=True)
 class _Draft:
     """A layer while the graph is read."""
 
+    place: int  # among the layers
     node: onnx.NodeProto
+    into: Value
+    out: Value
     nodes: list[onnx.NodeProto]
-    content_in: _Content
-    content_out: _Content
 
 
 class _Reading:
@@ -76,9 +58,10 @@ class _Reading:
         self.channels = channels
         self.readers = readers_of(template)
         self.shapes = _static_shapes(template)
+        self.numbers = constant_values(template)
         # constant value -> parameters that it is computed from
         self.constants = {i.name: frozenset({i.name}) for i in template.graph.initializer}
-        self.content: dict[str, _Content] = {}
+        self.values: dict[str, Value] = {}
         self.owner: dict[str, _Draft] = {}
         self.drafts: list[_Draft] = []
         self.slices: dict[str, list[tuple[str, str, int]]] = {}  # -> (role, group, per unit)
@@ -87,12 +70,14 @@ class _Reading:
             for cut in group.slices:
                 per_unit = sum(unit >= 0 for unit in cut.units) // max(group.width, 1)
                 self.slices.setdefault(cut.parameter, []).append((cut.role, group.name, per_unit))
+        # Convolutions whose groups go one by one as channels are removed.
+        self.shrinking = {size.node for size in channels.resizes if size.attribute == "group"}
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the layers of the graph."""
         for value in self.graph.input:
             if value.name not in self.constants:
-                self.content[value.name] = _Content({}, _channels(self.shape(value.name)))
+                self.values[value.name] = image_like(self.shape(value.name))
         for node in self.graph.node:
             self._read(node)
         return tuple(self._layer(draft) for draft in self.drafts)
@@ -111,23 +96,32 @@ class _Reading:
         return self.shapes[value]
 
     def _read(self, node: onnx.NodeProto) -> None:
+        """Find the layer of one node, and what comes out of it."""
         inputs = [name for name in node.input if name and name not in self.constants]
         if not inputs or node.op_type in SIZES:
             sources = frozenset().union(*(self.constants.get(name, ()) for name in node.input))
             self.constants.update(dict.fromkeys(node.output, sources))
             return
-        before = self.content.get(inputs[0], _Content({}, 0))
+        known = [self._value(name) for name in inputs]
         if node.op_type in PRODUCTS:
-            draft = self._product(node, inputs[0], before)
+            into, out = self._product(node, known)
         else:
-            after = self._passed(node, inputs, before)
-            home = self._home(node, inputs)
-            draft = home or _Draft(node, [], before, after)
-            self.content.update(dict.fromkeys(node.output, after))
-        if not draft.nodes:
+            into = known[0]
+            out = passed(node, known, self.shape(node.output[0]), self.numbers)
+        draft = self._home(node, inputs)
+        if draft is None:
+            draft = _Draft(len(self.drafts), node, into.unmixed, out.unmixed, [])
             self.drafts.append(draft)
         draft.nodes.append(node)
         self.owner.update(dict.fromkeys(node.output, draft))
+        self.values[node.output[0]] = out
+        for name in node.output[1:]:
+            if name in self.shapes:
+                self.values[name] = passed(node, known, self.shapes[name], self.numbers)
+
+    def _value(self, name: str) -> Value:
+        """Return what is known of a value that is not constant."""
+        return self.values.get(name) or image_like(self.shape(name))
 
     def _home(self, node: onnx.NodeProto, inputs: Sequence[str]) -> _Draft | None:
         """Return the layer that a node joins; None where it is a head itself."""
@@ -139,76 +133,92 @@ class _Reading:
         fits = [
             self.owner[name] for name in inputs if name in self.owner and self.shape(name) == shape
         ]
-        return max(fits, key=self.drafts.index, default=None)
+        return max(fits, key=lambda draft: draft.place, default=None)
 
-    def _passed(self, node: onnx.NodeProto, inputs: Sequence[str], before: _Content) -> _Content:
-        """Return what comes out of a node without weights."""
-        if node.op_type == "Concat" and len(self.shape(inputs[0])) > 1:
-            contents = [self.content.get(name, _Content({}, 0)) for name in inputs]
-            parts: dict[str, int] = {}
-            for content in contents:
-                for group, count in content.parts.items():
-                    parts[group] = parts.get(group, 0) + count
-            return _Content(parts, sum(content.fixed for content in contents))
-        if node.op_type == "Transpose" or not node.output:
-            return before
-        old, new = self.shapes.get(inputs[0], ()), self.shapes.get(node.output[0], ())
-        if old == new or _is_split(old, new) or _is_split(new, old):
-            return before
-        return before.scaled(_channels(old), _channels(new))
+    def _product(self, node: onnx.NodeProto, inputs: Sequence[Value]) -> tuple[Value, Value]:
+        """Return what a convolution, Gemm or MatMul reads and what it makes.
 
-    def _product(self, node: onnx.NodeProto, value: str, before: _Content) -> _Draft:
-        """Return the draft of a convolution, Gemm or MatMul."""
-        axis = 1 if node.op_type in CONVOLUTIONS else -1
-        inputs, outputs = self.shape(value)[axis], self.shape(node.output[0])[axis]
-        groups = _groups(node)
-        parameters = frozenset().union(*(self.constants.get(n, ()) for n in node.input[1:2]))
-        if groups > 1 and groups == inputs:
-            out = self._sliced(parameters, "depthwise", 1, outputs) or before
-            into = out.scaled(outputs, inputs)
+        Its channels are on the axes that it sums over and makes, wherever they were before.
+        """
+        source, shape = inputs[0], self.shape(node.output[0])
+        if node.op_type in CONVOLUTIONS:
+            reads = makes = 1
         else:
-            into = self._sliced(parameters, "input", groups, inputs) or _Content({}, inputs)
-            out = self._sliced(parameters, "filter", 1, outputs) or _Content({}, outputs)
-            if not parameters:  # a product of two activations
-                into = out = before
-        self.content[node.output[0]] = out
-        return _Draft(node, [], into, out)
+            from_end = 2 if node.input[0] in self.constants else 1  # weights on the left
+            reads, makes = (max(len(each) - from_end, 0) for each in (source.shape, shape))
+        into, out = Value(shape=source.shape, axes=(reads,)), Value(shape=shape, axes=(makes,))
+        weights = self._parameters(node)
+        if weights is None:  # a product of two activations
+            other = inputs[-1]
+            is_last = other.axes == (len(other.shape) - 1,)
+            into = source if source.axes == into.axes else into
+            return into, replace(out, parts=other.parts if is_last else {})
+        if self._loses_groups(node, into.channels):
+            parts = self._sliced(weights, ("depthwise", "filter"), 1, out.channels)
+            if not parts and source.axes == into.axes:
+                parts = rescaled(source.parts, into.channels, out.channels)
+            taken = rescaled(parts, out.channels, into.channels)
+        else:
+            # The axis of one group's channels is that of the filters in a transposed convolution.
+            groups, is_transposed = _groups(node), node.op_type == "ConvTranspose"
+            parts = self._sliced(weights, ("filter",), groups if is_transposed else 1, out.channels)
+            taken = self._sliced(weights, ("input",), 1 if is_transposed else groups, into.channels)
+        return replace(into, parts=taken), replace(out, parts=parts)
+
+    def _parameters(self, node: onnx.NodeProto) -> frozenset[str] | None:
+        """Return the parameters that a product's weights are computed from; None: it has none."""
+        weight = next((name for name in node.input[:2] if name in self.constants), None)
+        return None if weight is None else self.constants[weight]
+
+    def _loses_groups(self, node: onnx.NodeProto, in_channels: int) -> bool:
+        """Return whether narrowing takes whole groups of a convolution away, as of a depthwise."""
+        return _groups(node) > 1 and (node.name in self.shrinking or _groups(node) == in_channels)
 
     def _sliced(
-        self, parameters: Iterable[str], role: str, factor: int, total: int
-    ) -> _Content | None:
+        self, parameters: Collection[str], roles: Collection[str], factor: int, total: int
+    ) -> dict[str, int]:
+        """Return how many of some channels each group's units give, by slices of parameters.
+
+        Args:
+            parameters: that the weights are computed from.
+            roles: of the slices that count.
+            factor: channels per sliced position.
+            total: how many channels there are; {} where the slices say more.
+        """
         parts: dict[str, int] = {}
         for parameter in parameters:
-            for known, group, per_unit in self.slices.get(parameter, ()):
-                if known == role and per_unit:
+            for role, group, per_unit in self.slices.get(parameter, ()):
+                if role in roles and per_unit:
                     parts[group] = parts.get(group, 0) + per_unit * factor
-        fixed = total - sum(count * self.full[group] for group, count in parts.items())
-        return _Content(parts, fixed) if parts and fixed >= 0 else None
+        owned = sum(count * self.full[group] for group, count in parts.items())
+        return parts if owned <= total else {}
 
     def _layer(self, draft: _Draft) -> Layer:
         """Return the finished layer of a draft."""
         node = draft.node
         name = node.name or node.output[0]
-        into, out = draft.content_in, draft.content_out
+        into, out = draft.into, draft.out
         emptied = [b for b in self.channels.branches if name in b.layers]
         dead = {n for branch in emptied for n in (*branch.layers, branch.join)}
         rest = [n.op_type for n in draft.nodes if n.name not in dead] if emptied else []
-        full = [*into.parts, *out.parts]
         return Layer(
             name=name,
             key=self._key(draft),
             in_parts=dict(into.parts),
-            in_fixed=into.fixed,
+            in_fixed=self._fixed(into),
             out_parts=dict(out.parts),
-            out_fixed=out.fixed,
-            macs=self._macs(draft),
+            out_fixed=self._fixed(out),
             branches=tuple(b.name for b in emptied),
             vanishes_with=self._triggers(emptied),
             nodes=tuple(n.name or n.output[0] for n in draft.nodes),
             rest=tuple(operator for operator in rest if operator not in VIEWS),
             thinned_with=self._thinned_with(draft),
-            full={group: self.full[group] for group in full},
+            full={group: self.full[group] for group in [*into.parts, *out.parts]},
         )
+
+    def _fixed(self, value: Value) -> int:
+        """Return how many channels of a value belong to no group."""
+        return value.channels - sum(n * self.full[group] for group, n in value.parts.items())
 
     def _triggers(self, emptied: Sequence[Branch]) -> tuple[str, ...]:
         """Return the groups that are at width 0 exactly when one of these branches is emptied."""
@@ -231,40 +241,28 @@ class _Reading:
         return tuple(self._triggers([branch])[0] for branch in branches)
 
     def _key(self, draft: _Draft) -> LayerKey:
-        node, into, out = draft.node, draft.content_in, draft.content_out
-        source = next(name for name in node.input if name and name not in self.constants)
-        shape_in, shape_out = self.shape(source), self.shape(node.output[0])
+        """Return the key of a layer at full width."""
+        node, into, out = draft.node, draft.into, draft.out
         is_conv = node.op_type in CONVOLUTIONS
         weight = self.shapes.get(node.input[1], ()) if is_conv else ()
         stated = attributes(node)
+        groups = _groups(node)
+        loses_groups = is_conv and self._loses_groups(node, into.channels)
         tail = [n.op_type for n in draft.nodes[1:] if n.op_type not in VIEWS]
         return LayerKey(
             operator=node.op_type,
-            in_channels=into.fixed + sum(n * self.full[g] for g, n in into.parts.items()),
-            out_channels=out.fixed + sum(n * self.full[g] for g, n in out.parts.items()),
+            in_channels=into.channels,
+            out_channels=out.channels,
             kernel=weight[2:] or tuple(stated.get("kernel_shape", ())),
             strides=tuple(stated.get("strides", ())),
             dilations=tuple(stated.get("dilations", ())),
-            conv_groups=_groups(node),
-            in_size=shape_in[2:],
-            out_size=shape_out[2:],
-            batch=shape_out[0] if shape_out else 1,
+            conv_groups=groups,
+            group_channels=into.channels // groups if loses_groups else None,
+            in_size=into.size,
+            out_size=out.size,
+            batch=out.batch,
             tail=tuple(tail),
         )
-
-    def _macs(self, draft: _Draft) -> int:
-        node = draft.node
-        if node.op_type not in PRODUCTS:
-            return 0
-        source = next(name for name in node.input if name and name not in self.constants)
-        shape_in, shape_out = self.shape(source), self.shape(node.output[0])
-        if node.op_type not in CONVOLUTIONS:
-            return prod(shape_out) * shape_in[-1]
-        groups = _groups(node)
-        kernel = prod(self.shape(node.input[1])[2:])
-        if node.op_type == "ConvTranspose":  # every input pixel meets every filter
-            return prod(shape_in) * shape_out[1] // groups * kernel
-        return prod(shape_out) * shape_in[1] // groups * kernel
 
 
 Readers = Mapping[str, Sequence[tuple[onnx.NodeProto, bool]]]
@@ -333,15 +331,6 @@ def _static_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     return known
 
 
-def _channels(shape: Shape) -> int:
-    return shape[1] if len(shape) > 1 else 1
-
-
-def _is_split(whole: Shape, parts: Shape) -> bool:
-    """Return whether the channel axis of one shape is two axes of the other, as in a shuffle."""
-    return len(parts) == len(whole) + 1 and whole[1:] == (parts[1] * parts[2], *parts[3:])
-
-
 def _groups(node: onnx.NodeProto) -> int:
-    """Return the number of groups of a convolution."""
+    """Return the number of groups of a convolution; 1 of other operators."""
     return int(attributes(node).get("group", 1))

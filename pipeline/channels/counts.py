@@ -98,8 +98,8 @@ def prunable_macs(layer: Layer, channels: ChannelMap) -> float:
     """Return the multiply-adds of a layer that read or produce at least one prunable channel."""
     inputs = 1 - _free(layer.in_parts, channels) / max(layer.key.in_channels, 1)
     outputs = 1 - _free(layer.out_parts, channels) / max(layer.key.out_channels, 1)
-    if layer.key.conv_groups == layer.key.in_channels > 1:
-        return layer.macs * (1 - outputs)  # depthwise: input and output are the same channel
+    if layer.key.group_channels:  # whole groups go, inputs and outputs together
+        return layer.macs * (1 - outputs)
     return layer.macs * (1 - inputs * outputs)
 
 

@@ -54,13 +54,15 @@ class Builder:
         shape = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": pads}
         return self.add("Conv", [value, weight, bias], name, **shape)
 
-    def finish(self, output: str, branches: tuple[Branch, ...] = ()):
+    def finish(self, output: str, branches: tuple[Branch, ...] = (), version: int = 18):
         inputs = [
             helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, self.size, self.size])
         ]
         outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)]
         graph = helper.make_graph(self.nodes, "template", inputs, outputs, self.weights)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", version)], ir_version=10
+        )
         groups = tuple(
             Group(name=name, width=self.widths[name], slices=tuple(slices))
             for name, slices in self.slices.items()
@@ -143,3 +145,70 @@ def depthwise(size: int = 8):
     weight, bias = b.weight("fc.weight", 10, 16 * size * size), b.weight("fc.bias", 10)
     b.cut("wide", 16, weight, 1, "input", each=size * size)
     return b.finish(b.add("Gemm", [value, weight, bias], "fc", transB=1))
+
+
+def sizes(b: Builder, name: str, *numbers: int) -> str:
+    b.weights.append(numpy_helper.from_array(np.array(numbers, np.int64), name))
+    return name
+
+
+def _linear(b: Builder, value: str, name: str, into: tuple[str, int], out: tuple[str, int]) -> str:
+    """A linear layer over the last axis, as exporters write it: a product and an addition."""
+    weight, bias = b.weight(f"{name}.weight", into[1], out[1]), b.weight(f"{name}.bias", out[1])
+    b.cut(*into, weight, 0, "input")
+    b.cut(*out, weight, 1, "filter")
+    b.cut(*out, bias, 0, "bias")
+    return b.add("Add", [b.add("MatMul", [value, weight], name), bias], f"{name}_add")
+
+
+def _layer_norm(b: Builder, value: str, name: str, of: tuple[str, int]) -> str:
+    scale = b.weight(f"{name}.weight", of[1])
+    b.cut(*of, scale, 0, "norm")
+    return b.add("LayerNormalization", [value, scale], name, axis=-1)
+
+
+def _mlp(b: Builder, value: str, of: tuple[str, int]) -> str:
+    inner = ("inner", 4 * of[1])
+    value = _linear(b, value, "fc1", of, inner)
+    value = b.add("Mul", [value, b.add("Erf", [value], "erf")], "gelu")
+    return _linear(b, value, "fc2", inner, of)
+
+
+def convnext(width: int = 96, size: int = 7):
+    """ConvNeXt's block: depthwise, then a layer norm and linear layers with channels last."""
+    b, of = Builder(size), ("stream", width)
+    stem = b.conv("input", "stem", (None, 3), of, kernel=1)
+    weight = b.weight("depth.weight", width, 1, 7, 7)
+    b.cut(*of, weight, 0, "depthwise")
+    value = b.add("Conv", [stem, weight], "depth", group=width, pads=[3] * 4)
+    value = b.add("Transpose", [value], "to_last", perm=[0, 2, 3, 1])
+    value = _mlp(b, _layer_norm(b, value, "norm", of), of)
+    value = b.add("Transpose", [value], "to_first", perm=[0, 3, 1, 2])
+    return b.finish(b.add("Add", [value, stem], "join"))
+
+
+def transformer(width: int = 16, size: int = 6):
+    """A vision transformer's block on 9 tokens in 2 heads, then the mean over tokens."""
+    b, of, heads = Builder(size), ("stream", width), ("heads", width)
+    weight = b.weight("patch.weight", width, 3, 2, 2)
+    b.cut(*of, weight, 0, "filter")
+    value = b.add("Conv", ["input", weight], "patch", strides=[2, 2])
+    value = b.add("Reshape", [value, sizes(b, "tokens", 1, width, 9)], "tokens")
+    tokens = b.add("Transpose", [value], "to_last", perm=[0, 2, 1])
+    value = _layer_norm(b, tokens, "norm1", of)
+    split = sizes(b, "split", 1, 9, 2, width // 2)
+    sides = []
+    for name, order in {"q": [0, 2, 1, 3], "k": [0, 2, 3, 1], "v": [0, 2, 1, 3]}.items():
+        side = _linear(b, value, name, of, (name, width))
+        side = b.add("Reshape", [side, split], f"{name}_split")
+        sides.append(b.add("Transpose", [side], f"{name}_heads", perm=order))
+    value = b.add("Softmax", [b.add("MatMul", sides[:2], "scores")], "softmax", axis=-1)
+    value = b.add("MatMul", [value, sides[2]], "mixed")
+    value = b.add("Transpose", [value], "merge", perm=[0, 2, 1, 3])
+    value = b.add("Reshape", [value, sizes(b, "merged", 1, 9, width)], "merged")
+    value = b.add("Add", [tokens, _linear(b, value, "project", heads, of)], "join1")
+    value = b.add("Add", [value, _mlp(b, _layer_norm(b, value, "norm2", of), of)], "join2")
+    mean = b.add("ReduceMean", [value, sizes(b, "axes", 1)], "mean", keepdims=0)
+    weight = b.weight("head.weight", 10, width)
+    b.cut(*of, weight, 1, "input")
+    return b.finish(b.add("Gemm", [mean, weight], "head", transB=1))

@@ -108,12 +108,17 @@ def layers() -> tuple[Layer, ...]:
     return tuple(
         Layer(
             name=name,
-            key=LayerKey(operator="Conv", in_channels=before, out_channels=out, kernel=(3, 3)),
+            key=LayerKey(
+                operator="Conv",
+                in_channels=before,
+                out_channels=out,
+                kernel=(3, 3),
+                out_size=(size, size),
+            ),
             in_parts={source: 1} if source else {},
             in_fixed=0 if source else before,
             out_parts={group: 1} if group else {},
             out_fixed=0 if group else out,
-            macs=9 * before * out * size * size,
         )
         for name, source, group, before, out, size in _convolutions()
     )

@@ -228,7 +228,13 @@ def test_a_table_that_is_not_there_is_an_error(tmp_path):
 
 def test_a_kind_of_layer_is_told_in_words():
     key = conv(16, 16).model_copy(
-        update={"conv_groups": 16, "strides": (2, 2), "in_size": (8, 8), "tail": ("Relu",)}
+        update={
+            "conv_groups": 16,
+            "group_channels": 1,
+            "strides": (2, 2),
+            "in_size": (8, 8),
+            "tail": ("Relu",),
+        }
     )
 
     assert label_of(key) == "Conv + Relu, 3x3, stride 2, depthwise, at 8x8 px"

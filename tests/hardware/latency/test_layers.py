@@ -1,7 +1,7 @@
 import pytest
 
 from hardware.errors import RunError
-from hardware.latency.layers import attribute, owners_of
+from hardware.latency.layers import LayerKey, attribute, owners_of
 from hardware.latency.template_layers import layers_of
 from hardware.runtimes.base import NodeTime
 from tests.hardware import templates
@@ -53,3 +53,39 @@ def test_a_runtime_that_renames_everything_is_an_error():
 
     with pytest.raises(RunError, match="None of the 1 executed nodes"):
         attribute(times, owners_of(template, layers), layers, {})
+
+
+def grouped(**more):
+    return LayerKey(operator="Conv", in_channels=32, out_channels=32, conv_groups=32, **more)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        grouped(),
+        grouped(group_channels=0),  # narrowed to one channel in each of 32 groups
+        grouped().at(1, 1),
+        LayerKey(operator="Conv", in_channels=1, out_channels=1),
+    ],
+)
+def test_a_key_survives_as_tables_write_it(key):
+    written = key.model_dump_json(exclude_defaults=True)
+
+    read = LayerKey.model_validate_json(written)
+
+    assert read == key and hash(read) == hash(key) and read.kind == key.kind
+
+
+def test_a_depthwise_key_of_an_earlier_version_is_depthwise():
+    stored = {"operator": "Conv", "in_channels": 32, "out_channels": 32, "conv_groups": 32}
+
+    key = LayerKey.model_validate(stored)
+
+    assert key.is_depthwise and key == grouped(group_channels=1)
+
+
+def test_a_convolution_of_an_image_of_one_channel_is_not_depthwise():
+    key = LayerKey(operator="Conv", in_channels=1, out_channels=8, kernel=(3, 3))
+
+    assert not key.is_depthwise
+    assert key.kind != grouped(kernel=(3, 3)).at(1, 1).kind

@@ -298,8 +298,8 @@ def test_multiply_adds_between_fixed_channels_are_not_prunable():
     half = ChannelMap(groups=(Group(name="g", width=4, slices=()),))
     key = LayerKey(operator="Conv", in_channels=8, out_channels=8)
     parts = {"in_parts": {"g": 1}, "in_fixed": 4, "out_parts": {"g": 1}, "out_fixed": 4}
-    dense = Layer(name="dense", key=key, macs=64, **parts)
-    depthwise = replace(dense, key=key.model_copy(update={"conv_groups": 8}), macs=8)
+    dense = Layer(name="dense", key=key, **parts)
+    depthwise = replace(dense, key=LayerKey(**dict(key) | {"conv_groups": 8, "group_channels": 1}))
 
     assert counting.prunable_macs(dense, half) == 64 - 4 * 4
     assert counting.prunable_macs(depthwise, half) == 4
