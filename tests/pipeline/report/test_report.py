@@ -387,17 +387,15 @@ def test_a_layer_that_got_slower_is_drawn_beyond_its_former_bar():
     assert axes.get_xlim()[1] > 2.0
 
 
-def test_epochs_of_several_rounds_are_told_apart(report, tmp_path):
+def test_epochs_of_several_rounds_are_told_apart(report, page, tmp_path):
     first = report.epochs[:2]
     again = tuple(epoch.model_copy(update={"seconds": 60.0}) for epoch in first)
-    twice = replace(report, rounds=2, epochs=(*first, *again))
+    twice = Page(written(replace(report, rounds=2, epochs=(*first, *again)), tmp_path))
 
-    page = Page(written(twice, tmp_path))
-
-    assert "in 2 rounds. The plan joins them" in page.text
-    assert page.row("1.2 ").endswith("31.5 s") and page.row("2.1 ").endswith("1 min 00 s")
-    assert "Round.epoch" in page.text and "that of the last one is delivered" in page.text
-    assert "rounds" not in Page(written(report, tmp_path)).text
+    assert "in 2 rounds. The plan joins them" in twice.text
+    assert twice.row("1.2 ").endswith("31.5 s") and twice.row("2.1 ").endswith("1 min 00 s")
+    assert "Round.epoch" in twice.text and "that of the last one is delivered" in twice.text
+    assert "rounds" not in page.text
 
 
 def test_sparsifying_is_shown_where_there_was_some(report, tmp_path):
