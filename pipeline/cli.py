@@ -7,6 +7,7 @@ has only the base install, and `--help` answers at once.
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,7 +18,7 @@ from rich.logging import RichHandler
 from hardware.cli import devices
 from hardware.commands.bench import add_bench
 from hardware.commands.build import build
-from hardware.commands.console import err, out
+from hardware.commands.console import INTERRUPTED, command_of, err, out, print_error
 from hardware.commands.measure import measure
 from hardware.commands.table import tables
 from hardware.errors import HardwareError
@@ -173,42 +174,46 @@ def profile(
             out.print(f"Plan for it with --set target.device={table.key.folder}", markup=False)
 
 
-@app.command()
-def inspect(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspect:
+    """What `espalier inspect` is asked for: a field for every argument and option."""
+
     model: Annotated[
         str,
         typer.Argument(
             help="timm:NAME, torchvision:NAME, package.module:factory, FILE.onnx, or RECIPE.yaml"
         ),
-    ],
+    ]
     input_shape: Annotated[
         str | None,
         typer.Option(
             help="One image: channels,height,width; a recipe has its own",
             show_default="3,224,224",
         ),
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights: a safetensors file")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write an HTML page as well")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables")] = False,
+    ] = None
+    weights: Annotated[Path | None, typer.Option(help="Weights: a safetensors file")] = None
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page as well")] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables")] = False
     diagnose: Annotated[
         bool, typer.Option("--diagnose", help="Compare all criteria on the images of --data")
-    ] = False,
+    ] = False
     data: Annotated[
         str | None,
         typer.Option(
             help="digits, a folder of images, or a recipe whose data section is taken",
             show_default="MODEL's, where that is a recipe",
         ),
-    ] = None,
-    images: Annotated[int, typer.Option(min=1, help="Training images for --diagnose")] = 256,
+    ] = None
+    images: Annotated[int, typer.Option(min=1, help="Training images for --diagnose")] = 256
     surgery: Annotated[
         Literal["auto", "class", "graph"] | None,
         typer.Option(help="The form to prune, as in a recipe", show_default="auto"),
-    ] = None,
-    overrides: Overrides = None,
-    verbose: Verbose = False,
-) -> None:
+    ] = None
+    overrides: Overrides = None
+    verbose: Verbose = False
+
+
+def inspect(asked: Inspect) -> None:
     """Show the pruning groups of a network, how redundant each is, and what is frozen and why.
 
     Examples: `espalier inspect timm:resnet18 --html page.html`,
@@ -219,7 +224,7 @@ def inspect(
 
     Exit codes: **0** shown, **2** bad input, **130** interrupted.
     """
-    with reported(verbose):
+    with reported(asked.verbose):
         from pipeline import wording
         from pipeline.report.diagnosis_tables import diagnosis_tables
         from pipeline.report.inspection import (
@@ -231,18 +236,18 @@ def inspect(
         from pipeline.report.tables import frozen_table, groups_table
 
         question = question_of(
-            model,
-            input_shape=input_shape,
-            weights=weights,
-            surgery=surgery,
-            diagnose=diagnose,
-            data=data,
-            overrides=tuple(overrides or ()),
+            asked.model,
+            input_shape=asked.input_shape,
+            weights=asked.weights,
+            surgery=asked.surgery,
+            diagnose=asked.diagnose,
+            data=asked.data,
+            overrides=tuple(asked.overrides or ()),
         )
-        found = inspect_model(question, images=images)
-        if html is not None:
-            write_inspection(found, html)
-        if as_json:
+        found = inspect_model(question, images=asked.images)
+        if asked.html is not None:
+            write_inspection(found, asked.html)
+        if asked.as_json:
             out.print_json(summarize(found).model_dump_json())
         else:
             out.print(groups_table(found.channels, found.floors))
@@ -252,6 +257,7 @@ def inspect(
                 out.print(diagnosis_tables(found.diagnosis, found.network))
 
 
+app.command()(command_of(Inspect, inspect))
 add_bench(app)
 app.command()(measure)
 app.command()(build)
@@ -277,12 +283,11 @@ def reported(verbose: bool) -> Iterator[None]:
             )
         yield
     except (HardwareError, PipelineError) as error:
-        err.print(f"[bold red]error:[/] {type(error).__name__}", highlight=False)
-        err.print(str(error), markup=False, highlight=False)
+        print_error(error)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         err.print("Interrupted. What is finished is saved; the same command continues.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
 
 
 def main() -> None:

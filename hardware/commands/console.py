@@ -20,7 +20,7 @@ Progress = Callable[[int, int, str], None]
 """Takes how much is done, of how much, and a line of text."""
 
 
-def print_error(error: HardwareError) -> None:
+def print_error(error: Exception) -> None:
     """Print an error as a user reads it."""
     err.print(f"[bold red]error:[/] {type(error).__name__}", highlight=False)
     err.print(str(error), markup=False, highlight=False)
@@ -77,5 +77,5 @@ def command_of(kind: Callable[..., Options], run: Callable[[Options], None]) -> 
         run(kind(**values))
 
     command.__signature__ = inspect.signature(kind)  # type: ignore[attr-defined]
-    command.__name__ = run.__name__
+    command.__name__, command.__doc__ = run.__name__, run.__doc__
     return command
