@@ -166,7 +166,7 @@ class Options:
             help="Folder of the history [default: ~/.local/state/espalier]", rich_help_panel=REPORT
         ),
     ] = None
-    page: Annotated[
+    html: Annotated[
         Path | None,
         typer.Option(help="Write the device's history as an HTML page", rich_help_panel=REPORT),
     ] = None
@@ -219,9 +219,9 @@ def _benched(request: Request, options: Options) -> int:
         write_whole(options.junit, reports.junit(outcome))
     if options.markdown is not None:
         write_whole(options.markdown, reports.markdown(outcome))
-    if options.page is not None:
+    if options.html is not None:
         past = read_history(history_path(request))
-        write_whole(options.page, history_page(f"Latency on {outcome.device}", past))
+        write_whole(options.html, history_page(f"Latency on {outcome.device}", past))
     return EXIT_CODES[outcome.verdict] if outcome.is_complete else INTERRUPTED
 
 

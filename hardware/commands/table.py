@@ -37,11 +37,11 @@ TablePath = Annotated[Path, typer.Argument(help="A table: profiles/DEVICE/SETTIN
 def show(
     table: TablePath,
     rows: Annotated[int, typer.Option(min=1, help="Kinds of layers, the slowest first")] = 8,
-    page: Annotated[Path | None, typer.Option(help="Write all of them as an HTML page")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write all of them as an HTML page")] = None,
 ) -> None:
     """Draw the staircases in a table: what plans reckon with for each kind of layer, by its width.
 
-    Example: `espalier profile show profiles/DEVICE/ov-fp32-b1-t1.json --page stairs.html`
+    Example: `espalier profile show profiles/DEVICE/ov-fp32-b1-t1.json --html stairs.html`
 
     Also says how far the table can be trusted: how far off the last networks were that it predicted
     before it measured them.
@@ -69,11 +69,11 @@ def show(
         for stairs in found[:rows]:
             out.print(staircase_bars(stairs))
         if (more := len(found) - rows) > 0:
-            out.print(f"and {more} faster kinds of layers (--rows, --page)")
+            out.print(f"and {more} faster kinds of layers (--rows, --html)")
         out.print(f"{trust_of(loaded)}", markup=False, highlight=False)
-        if page is not None:
-            write_whole(page, staircase_page(loaded, found))
-            out.print(f"{page}", markup=False)
+        if html is not None:
+            write_whole(html, staircase_page(loaded, found))
+            out.print(f"{html}", markup=False)
 
 
 @tables.command()

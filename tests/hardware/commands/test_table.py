@@ -126,7 +126,7 @@ def test_show_draws_the_stairs(tmp_path):
 def test_show_writes_a_page_of_one_file(tmp_path):
     table_of(STAIRS).save(tmp_path / "t.json")
 
-    code, said = profile("show", tmp_path / "t.json", "--page", tmp_path / "t.html")
+    code, said = profile("show", tmp_path / "t.json", "--html", tmp_path / "t.html")
 
     page = (tmp_path / "t.html").read_text()
     assert code == 0, said

@@ -227,7 +227,7 @@ def plug_in(monkeypatch):
 
 def test_what_is_recorded_and_reported_names_the_device_that_the_engine_runs_on(engines, plug_in):
     plug_in("Imagined GPU")
-    code, _ = bench(engines, "base.onnx", "--save", "base.json", "--page", "page.html")
+    code, _ = bench(engines, "base.onnx", "--save", "base.json", "--html", "page.html")
 
     assert code == 0
     recorded = json.loads((engines / "base.json").read_text())
@@ -252,7 +252,7 @@ def test_a_record_of_another_accelerator_in_the_same_machine_is_refused(engines,
 def test_two_accelerators_in_one_machine_have_a_history_each(engines, plug_in):
     for name in ("Imagined GPU", "Other GPU"):
         plug_in(name)
-        assert bench(engines, "base.onnx", "--page", "page.html")[0] == 0
+        assert bench(engines, "base.onnx", "--html", "page.html")[0] == 0
 
     assert (engines / "page.html").read_text().count("<circle") == 1
     files = sorted((engines / "history").iterdir())
@@ -345,7 +345,7 @@ def test_another_process_that_measures_on_the_machine_is_noticed(engines):
 def test_every_session_is_in_the_history_and_on_its_page(engines):
     bench(engines, "same.onnx", "--baseline", "base.onnx")
     onnx.save(chain(128), engines / "same.onnx")
-    bench(engines, "same.onnx", "--baseline", "base.onnx", "--page", "page.html")
+    bench(engines, "same.onnx", "--baseline", "base.onnx", "--html", "page.html")
 
     first, second = past(engines)
 
