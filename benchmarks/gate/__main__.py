@@ -21,7 +21,6 @@ from pathlib import Path
 from benchmarks.gate.cases import Case, Found, find_slow_downs, plan
 from benchmarks.gate.judging import Run, judge, report, shortfalls
 from benchmarks.neighbours import neighbour
-from hardware.device import this_device
 from hardware.errors import HardwareError
 from hardware.gate.bench import Rules, bench
 from hardware.gate.run import parse_seconds
@@ -126,9 +125,12 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--runtime", action="append", help="may be repeated [default: ort, ov]")
     parser.add_argument("--json", type=Path, nargs="?", const=RESULTS, help=f"[FILE: {RESULTS}]")
     asked = parser.parse_args(words)
-    budget_s, device = parse_seconds(asked.budget), this_device()
-    versions = {name: get_runtime(name).version() for name in asked.runtime or ("ort", "ov")}
-    settings = {"device": device.fingerprint, "versions": versions, "budget_s": budget_s}
+    budget_s = parse_seconds(asked.budget)
+    runtimes = {name: get_runtime(name) for name in asked.runtime or ("ort", "ov")}
+    versions = {name: runtime.version() for name, runtime in runtimes.items()}
+    devices = {name: runtime.machine() for name, runtime in runtimes.items()}
+    prints = {name: device.fingerprint for name, device in devices.items()}
+    settings = {"devices": prints, "versions": versions, "budget_s": budget_s}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     with machine_lock("benchmarking the latency gate"):
         found = {name: slow_downs(name, budget_s, FOLDER / digest) for name in versions}
@@ -137,7 +139,7 @@ def main(words: Sequence[str] | None = None) -> int:
     result = {
         **report(runs),
         "budget_s": budget_s,
-        "device": device.name,
+        "device": ", ".join(dict.fromkeys(device.name for device in devices.values())),
         "versions": versions,
         "slow_downs": {name: one.model_dump(mode="json") for name, one in found.items()},
         "missing_runs": len(missing(cases, runs)),

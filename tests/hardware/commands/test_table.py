@@ -16,6 +16,7 @@ from hardware.latency.template_layers import layers_of
 from hardware.latency.variant import Template
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
+from tests.hardware.holder import holder
 from tests.hardware.latency.test_table import KEY, conv, variant
 from tests.hardware.templates import residual
 from tests.hardware.test_bundle import CANDIDATES
@@ -175,6 +176,20 @@ def test_tables_of_two_devices_or_settings_are_not_mixed(tmp_path, command, key)
     assert code == 2
     assert f"{next(iter(key))} " in said
     assert not (tmp_path / "c.json").exists()
+
+
+def test_a_table_that_another_process_writes_is_not_merged_into(tmp_path):
+    table_of({8: 10.0}).save(tmp_path / "a.json")
+    before = (tmp_path / "a.json").read_bytes()
+
+    with holder(str(tmp_path / "a.json")) as other:
+        code, said = profile(
+            "merge", tmp_path / "a.json", tmp_path / "a.json", "-o", tmp_path / "a.json"
+        )
+
+    assert code == 2
+    assert f"process {other.pid}, holding it" in " ".join(said.split())
+    assert (tmp_path / "a.json").read_bytes() == before
 
 
 def test_merge_writes_a_table_of_both(tmp_path):

@@ -95,6 +95,26 @@ def test_turns_have_the_same_shape_for_all_engines():
         assert len(unit[0].samples_ms) == len(unit[1].samples_ms) > 0
 
 
+def test_an_engine_is_timed_once_the_caches_hold_its_weights():
+    machine = Machine(0)
+    running = {"name": "", "calls": 0}
+
+    def engine(name: str):
+        def timer(calls: int) -> float:
+            if running["name"] != name:
+                running.update(name=name, calls=0)
+            running["calls"] += calls
+            machine.now_s += 1e-3
+            return 1.5 if running["calls"] <= 4 else 1.0  # four slow ones after another engine
+
+        return lambda: Loaded(1.0, timer)
+
+    schedule = Schedule(budget_s=1)
+    units = list(sample_units([engine("a"), engine("b")], schedule, seed=0, clock=machine.clock))
+
+    assert {ms for unit in units for one in unit for ms in one.samples_ms} == {1.0}
+
+
 def test_orders_are_drawn_by_lot():
     first: list[int] = []
 
