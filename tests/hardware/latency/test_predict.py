@@ -102,6 +102,15 @@ def test_layers_add_up_to_end_to_end_times_and_not_to_what_the_profiler_says():
     assert np.abs(errors).max() < 0.15
 
 
+def test_a_depthwise_layer_of_one_channel_is_not_free():
+    table, layers, _ = learnt(templates.depthwise)  # of 4 channels and more
+    known = costs(table, layers, {"wide": (1, 4, 16)})
+
+    depth = next(cost.cost_us for cost in known if cost.layer == "depth")
+
+    assert 0.5 * depth[1] < depth[0] <= depth[1] < depth[2]
+
+
 def test_a_device_that_slows_down_half_way_does_not_bias_predictions():
     table, layers, candidates = learnt(templates.residual, builds=12)
     before = [predict_plan_ms(table, layers, plan) for plan in random_plans(candidates)]
