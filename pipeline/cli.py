@@ -15,10 +15,10 @@ from typing import Annotated, Literal
 import typer
 from rich.logging import RichHandler
 
-from hardware.cli import devices
 from hardware.commands.bench import add_bench
 from hardware.commands.build import build
 from hardware.commands.console import INTERRUPTED, command_of, err, out, print_error
+from hardware.commands.devices import devices
 from hardware.commands.measure import measure
 from hardware.commands.table import tables
 from hardware.errors import HardwareError

@@ -17,7 +17,6 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from hardware.cli import app
 from hardware.device import this_device
 from hardware.gate import bench as benching
 from hardware.gate import run as gating
@@ -27,6 +26,7 @@ from hardware.gate.sample import sample_units
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
+from pipeline.cli import app
 from tests.hardware.holder import holder
 from tests.hardware.models import conv, network, parameter, residual
 
@@ -366,7 +366,7 @@ def test_every_session_is_in_the_history_and_on_its_page(engines):
 CHILD = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-from hardware.cli import app
+from pipeline.cli import app
 app()
 """
 

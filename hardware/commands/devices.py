@@ -1,20 +1,13 @@
-"""What a device runs, without torch: its commands. Only this file and those of `commands` print."""
+"""`espalier devices`: this machine, and the runtimes that can be used on it."""
 
-import typer
-from rich.console import Console
 from rich.table import Table
 
-from hardware.commands.bench import add_bench
+from hardware.commands.console import out
 from hardware.device import conditions, this_device
 from hardware.errors import RuntimeMissingError
 from hardware.runtimes import RUNTIMES, get_runtime
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown")
-add_bench(app)
-out = Console()
 
-
-@app.command()
 def devices() -> None:
     """Show this machine and the runtimes that can build and time engines on it; needs no torch.
 
