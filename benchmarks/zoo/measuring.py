@@ -15,6 +15,7 @@ from benchmarks.zoo.records import WRONG, Entry
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import ChannelMap
 from hardware.graph.model import shapes
+from hardware.graph.operators import CONVOLUTIONS
 from pipeline.channels.checks import check_carved, random_keep
 from pipeline.channels.counts import frozen_rows
 from pipeline.channels.find import find_groups
@@ -91,7 +92,7 @@ def conv_share(graph: onnx.ModelProto, channels: ChannelMap) -> float:
         if inputs and all(name in sources for name in inputs):
             origin = set().union(*(sources[name] for name in inputs))
             sources.update(dict.fromkeys(node.output, origin))
-        if node.op_type in ("Conv", "ConvTranspose"):
+        if node.op_type in CONVOLUTIONS:
             weights = frozenset(sources.get(node.input[1], {node.output[0]}))
             if weights in seen:
                 continue

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from hardware.graph.channel_map import ChannelMap, Group, Keep
 from hardware.graph.model import drop_dead, initializers, shapes
+from hardware.graph.operators import PRODUCTS
 from pipeline.errors import ProofError
-
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def computed_weights(graph: onnx.ModelProto) -> dict[str, str]:
@@ -32,7 +31,7 @@ def computed_weights(graph: onnx.ModelProto) -> dict[str, str]:
         if inputs and all(name in sources for name in inputs):
             origin = list(dict.fromkeys(s for name in inputs for s in sources[name]))
             sources.update(dict.fromkeys(node.output, origin))
-        elif node.op_type in LAYERS:
+        elif node.op_type in PRODUCTS:
             value = node.input[1]
             for parameter in sources.get(value, []):
                 if parameter != value and known[parameter] == known[value]:
@@ -45,7 +44,7 @@ def without_standardising(graph: onnx.ModelProto, weights: Mapping[str, str]) ->
     plain = onnx.ModelProto()
     plain.CopyFrom(graph)
     for node in plain.graph.node:
-        if node.op_type in LAYERS:
+        if node.op_type in PRODUCTS:
             node.input[1] = weights.get(node.input[1], node.input[1])
     drop_dead(plain)
     return plain

@@ -28,7 +28,7 @@ def build(
     """
     with reported("Interrupted."):
         from hardware.errors import BuildError, RuntimeMissingError
-        from hardware.graph.carve import load_model
+        from hardware.graph.model import load_model
         from hardware.runtimes import get_runtime
         from hardware.runtimes.base import EngineSettings
         from hardware.runtimes.trt import TensorRt

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from hardware.errors import ModelError
 from hardware.graph.model import (
@@ -13,7 +14,6 @@ from hardware.graph.model import (
     foreign_values,
     infer_shapes,
     initializers,
-    replace_initializer,
     set_attribute,
     shapes,
 )
@@ -64,7 +64,7 @@ def free_batch(model: onnx.ModelProto) -> None:
     nothing.
     """
     complete_shapes(model)
-    known, constants = shapes(model), constant_values(model)
+    known, constants, present = shapes(model), constant_values(model), initializers(model)
     for node in model.graph.node:
         if node.op_type not in ("Reshape", "Expand") or node.input[1] not in constants:
             continue
@@ -86,7 +86,11 @@ def free_batch(model: onnx.ModelProto) -> None:
         else:
             continue
         name = f"{node.name}_target"
-        replace_initializer(model, name, new.astype(np.int64))
+        target = numpy_helper.from_array(new.astype(np.int64), name)
+        if name in present:  # from an earlier call
+            present[name].CopyFrom(target)
+        else:
+            model.graph.initializer.append(target)
         node.input[1] = name
         if node.op_type == "Reshape":
             set_attribute(node, "allowzero", 0)

@@ -3,16 +3,14 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, TensorProto, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model
+from onnx import TensorProto, numpy_helper
 
-from hardware.errors import CarveError, ModelError
+from hardware.errors import CarveError
 from hardware.graph.channel_map import Branch, ChannelMap, Keep, Resize
 from hardware.graph.model import (
     constant_values,
@@ -24,24 +22,25 @@ from hardware.graph.model import (
     set_attribute,
     to_array,
 )
-from hardware.graph.simplify import settled
+from hardware.graph.simplify import simplified
 
 
 def carve(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -> onnx.ModelProto:
-    """Return the model with only the units that are kept.
+    """Return a copy of the model with only the channels that are kept.
 
     Args:
         model: the graph that the map was found on, or the template that `fold_norms` made of it.
         channels: the map.
-        keep: per group the units that stay, ascending; () for all groups of a branch empties it.
+        keep: per group the channels that stay, ascending; () for all groups of a branch empties
+            it.
 
     Raises:
-        CarveError: `keep` names a group that does not exist, a unit out of range, an empty group
+        CarveError: `keep` names a group that does not exist, a channel out of range, an empty group
             that is no branch's or only part of a branch's groups, or a group that is frozen.
     """
     _check(channels, keep)
     carved = onnx.ModelProto()
-    carved.CopyFrom(settled(model))
+    carved.CopyFrom(simplified(model))
     _empty_branches(carved, [b for b in channels.branches if is_emptied(b, keep)])
     _slice_parameters(carved, _kept_positions(channels, keep))
     _recompute_sizes(carved, channels, keep)
@@ -51,59 +50,20 @@ def carve(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -> onnx.Mode
 
 
 def keep_first(channels: ChannelMap, widths: Mapping[str, int]) -> Keep:
-    """Return which units to keep to get these widths: the first of every group.
+    """Return which channels to keep to get these widths: the first of every group.
 
     Raises:
         CarveError: a width is larger than its group, or negative.
     """
     keep: dict[str, tuple[int, ...]] = {}
-    for name, width in widths.items():
-        full = channels.group(name).width
-        if not 0 <= width <= full:
-            raise CarveError(f"Group {name} has {full} units; a width of {width} is impossible.")
+    for name, group in channels.groups_of(widths).items():
+        width = widths[name]
+        if not 0 <= width <= group.width:
+            raise CarveError(
+                f"Group {name} has {group.width} channels; a width of {width} is impossible."
+            )
         keep[name] = tuple(range(width))
     return keep
-
-
-def load_model(path: Path) -> onnx.ModelProto:
-    """Return the ONNX model in a file, its weights included.
-
-    Raises:
-        ModelError: no such file, not an ONNX model, damaged, or its external data is absent.
-    """
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-        _require_external_data(model, path)
-        load_external_data_for_model(model, str(path.parent))
-    except ModelError:
-        raise
-    except FileNotFoundError as error:
-        raise ModelError(f"Cannot read {path}: there is no such file.") from error
-    except OSError as error:
-        raise ModelError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except Exception as error:  # protobuf's DecodeError, onnx's ValidationError: no common base
-        raise ModelError(
-            f"{path} is not a sound ONNX model ({error}). Export or download it again."
-        ) from error
-    if not model.graph.node:
-        raise ModelError(f"{path} holds no ONNX graph. Export or download it again.")
-    try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path} is not a valid ONNX model: {reason}") from error
-    return model
-
-
-def _require_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse a model whose weights lie in a file that is not there."""
-    for tensor in model.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location" and not (path.parent / entry.value).is_file():
-                raise ModelError(
-                    f"{path} keeps its weights in external data, {entry.value}, which is not "
-                    f"there. Put that file into {path.parent}."
-                )
 
 
 def is_emptied(branch: Branch, keep: Keep) -> bool:
@@ -114,15 +74,16 @@ def is_emptied(branch: Branch, keep: Keep) -> bool:
 def _check(channels: ChannelMap, keep: Keep) -> None:
     """Refuse what cannot be carved."""
     emptied = {n for b in channels.branches if is_emptied(b, keep) for n in b.groups}
-    for name, units in keep.items():
-        group = channels.group(name)
+    for name, group in channels.groups_of(keep).items():
+        units = keep[name]
         if any(not 0 <= unit < group.width for unit in units):
             wrong = next(unit for unit in units if not 0 <= unit < group.width)
             raise CarveError(
-                f"Group {name} has units 0 to {group.width - 1}; unit {wrong} is out of range."
+                f"Group {name} has channels 0 to {group.width - 1}; channel {wrong} is out of "
+                "range."
             )
         if any(a >= b for a, b in itertools.pairwise(units)):
-            raise CarveError(f"The units kept of group {name} must ascend, each named once.")
+            raise CarveError(f"The channels kept of group {name} must ascend, each named once.")
         if group.frozen is not None and len(units) < group.width:
             raise CarveError(f"Group {name} cannot be narrowed: {group.frozen}.")
         if not units and name not in emptied:
@@ -130,11 +91,12 @@ def _check(channels: ChannelMap, keep: Keep) -> None:
 
 
 def _refuse_empty(channels: ChannelMap, name: str) -> None:
-    """Say why a group cannot lose all its units."""
+    """Raise with the reason why a group cannot lose all its channels."""
     branches = [branch for branch in channels.branches if name in branch.groups]
     if not branches:
         raise CarveError(
-            f"Group {name} belongs to no residual branch, so at least one of its units must stay."
+            f"Group {name} belongs to no residual branch, so at least one of its channels must "
+            "stay."
         )
     together = ", ".join(branches[0].groups)
     raise CarveError(
@@ -144,10 +106,11 @@ def _refuse_empty(channels: ChannelMap, name: str) -> None:
 
 
 def _empty_branches(model: onnx.ModelProto, branches: list[Branch]) -> None:
-    """Let every reader of a join read its live side, and drop what is dead then."""
+    """Let every reader of a join read its live side, and drop what is dead then, in place."""
     if not branches:
         return
     nodes = {node.name: node for node in model.graph.node}
+    producer = {value: node.name for node in model.graph.node for value in node.output}
     renamed: dict[str, str] = {}
     for branch in branches:
         join = nodes.get(branch.join)
@@ -157,22 +120,12 @@ def _empty_branches(model: onnx.ModelProto, branches: list[Branch]) -> None:
                 "The channel map belongs to another graph."
             )
         layers = set(branch.layers)
-        dead = [
-            name
-            for name in join.input
-            if any(n in layers for n in _producers(model.graph.node, name))
-        ]
-        live = [name for name in join.input if name not in dead]
+        live = [name for name in join.input if producer.get(name) not in layers]
         if len(live) != 1:
             raise CarveError(f"Node {branch.join} does not join branch {branch.name} any more.")
         renamed[join.output[0]] = live[0]
     rewire(model, renamed)
     drop_dead(model)
-
-
-def _producers(nodes: list[NodeProto], name: str) -> list[str]:
-    """Return the name of the node that computes a value, in a list that may be empty."""
-    return [node.name for node in nodes if name in node.output]
 
 
 def _kept_positions(
@@ -221,11 +174,12 @@ def _recompute_sizes(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -
     """Write the sizes that changed into nodes' attributes and constant inputs, in place."""
     nodes = {node.name: node for node in model.graph.node}
     constants = constant_values(model)
+    kept = {name: frozenset(units) for name, units in keep.items()}
     inputs: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
     for resize in channels.resizes:
         if resize.node not in nodes or not any(name in keep for name in resize.parts):
             continue
-        size = _count(resize, keep)
+        size = _count(resize, kept)
         if resize.attribute is not None:
             set_attribute(nodes[resize.node], resize.attribute, size)
         elif resize.input is not None:
@@ -236,7 +190,7 @@ def _recompute_sizes(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -
         if source not in constants:
             raise CarveError(
                 f"Input {source} of node {name} is no constant, so it cannot follow the widths. "
-                "Settle the model first."
+                "Simplify the model first."
             )
         values: npt.NDArray[Any] = constants[source].copy()
         for index, size in sizes.items():
@@ -246,10 +200,9 @@ def _recompute_sizes(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -
         node.input[place] = own
 
 
-def _count(resize: Resize, keep: Keep) -> int:
-    """Return the new value of a size."""
+def _count(resize: Resize, kept: Mapping[str, frozenset[int]]) -> int:
+    """Return the new value of a size; groups not named are whole."""
     size = resize.fixed
     for name, units in resize.parts.items():
-        kept = keep.get(name)
-        size += len(units) if kept is None else sum(unit in set(kept) for unit in units)
+        size += sum(unit in kept[name] for unit in units) if name in kept else len(units)
     return size

@@ -1,11 +1,12 @@
 """The channel map: which slices of which parameters go together, as the host tells the device.
 
-Terms. A *unit* is the smallest set of coupled channels that can be removed. Units that occupy the
-same slices form a *group*; its `width` is its number of units. A *branch* is a residual branch that
-can be emptied as a whole: its groups then have width 0 and the addition that joins it disappears.
+A *unit* is the smallest set of coupled channels that can be removed: one channel of a group. Units
+that occupy the same slices form a *group*; its `width` is its number of units. A *branch* is a
+residual branch that can be emptied as a whole: its groups then have width 0, and the addition that
+joins it disappears.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 
 from hardware.errors import CarveError
@@ -99,11 +100,21 @@ class ChannelMap(Record):
         Raises:
             CarveError: there is none.
         """
-        for group in self.groups:
-            if group.name == name:
-                return group
-        known = ", ".join(g.name for g in self.groups[:8])
-        raise CarveError(f"No pruning group {name!r}. There are {len(self.groups)}: {known}, ...")
+        return self.groups_of([name])[name]
+
+    def groups_of(self, names: Collection[str]) -> dict[str, Group]:
+        """Return the groups of these names by name, after one pass over all groups.
+
+        Raises:
+            CarveError: a name is no group's.
+        """
+        # Not kept in a cached property: `model_copy` would hand it on with other groups.
+        known = {group.name: group for group in self.groups}
+        for name in names:
+            if name not in known:
+                shown = ", ".join([*known][:8])
+                raise CarveError(f"No pruning group {name!r}. There are {len(known)}: {shown}, ...")
+        return {name: known[name] for name in names}
 
     @property
     def prunable(self) -> tuple[Group, ...]:

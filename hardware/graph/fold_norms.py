@@ -1,4 +1,4 @@
-"""Fold batch norms and drop what an exporter leaves behind; names stay where a layer stays."""
+"""Fold batch norms into layers and drop nodes that do nothing; layers keep their names."""
 
 from collections import Counter
 from typing import Any
@@ -13,30 +13,32 @@ from hardware.graph.model import (
     drop_dead,
     element_types,
     initializers,
+    readers_of,
     rewire,
     shapes,
     to_array,
     uses,
 )
-from hardware.graph.simplify import evaluate, settle
+from hardware.graph.operators import BIASED_PRODUCTS, MOVEMENTS, VIEWS, is_standard
+from hardware.graph.simplify import evaluate, simplify
 
 Array = npt.NDArray[Any]
-MOVING = {"Concat", "Expand", "Gather", "Slice", "Tile", "Transpose"}  # may exchange axes
 
 
 def fold_norms(graph: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph as a runtime should see it: what devices carve, and what is delivered.
 
-    A batch norm behind a convolution, a transposed convolution or a matrix product goes into it.
-    The layer keeps its name and its weight's name; its output takes the batch norm's name, and its
-    bias is called like the batch norm's. A batch norm that is read by others, or whose layer is,
-    stays. Identity, Dropout, Casts to the same type and additions of constant zeros (what is left
-    of an emptied branch) are dropped.
+    A batch norm behind a convolution, a transposed convolution or a Gemm goes into that layer. The
+    layer keeps its name and its weight's name; its output takes the batch norm's name, and its bias
+    is called like the batch norm's. The batch norm stays where another node reads the layer too,
+    and where its parameters have another reader. Identity, Dropout, Casts to the same type and
+    additions of constant zeros (what is left of an emptied branch) are dropped. Weights that are
+    computed from parameters alone are computed once.
     """
-    folded = settle(graph)
+    folded = simplify(graph)
     _drop_idle(folded)
     _bake_weights(folded)
-    _fold(folded)
+    _fold_all(folded)
     drop_dead(folded)
     return folded
 
@@ -72,8 +74,8 @@ def _constant_zeros(model: onnx.ModelProto) -> set[str]:
         if "." not in tensor.name and tensor.dims and not to_array(tensor).any()
     }
     for node in model.graph.node:
-        takes_one = node.op_type in ("Identity", "Reshape", "Transpose")
-        if (takes_one and node.input[0] in zeros) or (
+        hands_on = node.op_type in VIEWS | {"Transpose"}
+        if (hands_on and node.input[0] in zeros) or (
             node.op_type == "Mul" and zeros.intersection(node.input)
         ):
             zeros.add(node.output[0])
@@ -102,33 +104,37 @@ def _bake_weights(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         inputs = [name for name in node.input if name]
         if inputs and all(name in weights or name in origin for name in inputs):
-            if node.op_type in MOVING or node.domain not in ("", "ai.onnx"):
-                continue
+            if node.op_type in MOVEMENTS or not is_standard(node):
+                continue  # axes may be exchanged
             for name in node.output:
                 origin[name] = set().union(*(origin.get(i, {i}) for i in inputs))
                 makers[name] = node
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     values: dict[str, Array] = {}
+    readers = readers_of(model)
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or node.input[1] not in origin:
+        if node.op_type not in BIASED_PRODUCTS or node.input[1] not in origin:
             continue
         result = _computed(node.input[1], makers, weights, values, opsets)
         names = [n for n in origin[node.input[1]] if tuple(weights[n].dims) == result.shape]
-        if len(names) == 1 and _read_within(names[0], node, model, makers):
+        if len(names) == 1 and _read_within(names[0], node, readers, makers):
             weights[names[0]].CopyFrom(numpy_helper.from_array(result, names[0]))
             node.input[1] = names[0]
     drop_dead(model)
 
 
 def _read_within(
-    parameter: str, layer: NodeProto, model: onnx.ModelProto, makers: dict[str, NodeProto]
+    parameter: str,
+    layer: NodeProto,
+    readers: dict[str, list[NodeProto]],
+    makers: dict[str, NodeProto],
 ) -> bool:
     """Return whether a parameter has no effect but through the weight of one layer."""
     waiting, seen = [parameter], {parameter}
     while waiting:
         name = waiting.pop()
-        for node in model.graph.node:
-            if name not in node.input or (node is layer and name == layer.input[1]):
+        for node in readers.get(name, []):
+            if node is layer and name == layer.input[1]:
                 continue
             if not node.output or node.output[0] not in makers:
                 return False
@@ -157,7 +163,7 @@ def _computed(
 
 def _is_idle(node: NodeProto, types: dict[str, int], known: dict[str, tuple[int, ...]]) -> bool:
     """Return whether a node's first output is its first input."""
-    if node.domain not in ("", "ai.onnx") or any(node.output[1:]):
+    if not is_standard(node) or any(node.output[1:]):
         return False
     if node.op_type == "Identity":
         return True
@@ -174,7 +180,7 @@ def _is_idle(node: NodeProto, types: dict[str, int], known: dict[str, tuple[int,
     return False
 
 
-def _fold(model: onnx.ModelProto) -> None:
+def _fold_all(model: onnx.ModelProto) -> None:
     """Fold every batch norm that can be folded, in place."""
     weights = initializers(model)
     read = uses(model.graph.node)
@@ -200,7 +206,7 @@ def _can_fold(
     """Return whether a batch norm is its layer's only reader and all constants are at hand."""
     if attributes(norm).get("training_mode", 0) or any(norm.output[1:]):
         return False
-    if layer.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if layer.op_type not in BIASED_PRODUCTS:
         return False
     if read[layer.output[0]] != 1 or any(name not in weights for name in norm.input[1:]):
         return False
@@ -211,12 +217,11 @@ def _can_fold(
         return False
     if len(layer.input) > 2 and layer.input[2] and layer.input[2] not in weights:
         return False
-    if layer.op_type in ("Gemm", "MatMul"):
+    if layer.op_type == "Gemm":
         options = attributes(layer)
         plain = options.get("alpha", 1.0) == 1.0 and options.get("beta", 1.0) == 1.0
-        flat = len(weights[weight].dims) == 2
-        biased = len(layer.input) < 3 or len(weights[layer.input[2]].dims) == 1
-        return plain and flat and biased and layer.op_type == "Gemm"
+        # A bias may have two axes, (batch, channels); the batch norm's has one.
+        return plain and all(len(weights[name].dims) == 1 for name in layer.input[2:] if name)
     return True
 
 

@@ -1,19 +1,68 @@
-"""Small helpers on ONNX models: look-ups, static shapes, dead nodes."""
+"""ONNX models: read from a file, looked up by name, with static shapes, rid of dead nodes."""
 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
 from hardware.errors import ModelError
+from hardware.graph.operators import is_standard
 
 Shape = tuple[int, ...]
 SMALL = 1024  # elements; larger initializers never say a shape
+# Element types of which no parameter is: they hold sizes, axes, indices and conditions.
+INTEGERS = frozenset(
+    {TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.INT8}
+    | {TensorProto.UINT8, TensorProto.BOOL}
+)
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """Return the ONNX model in a file, its weights included.
+
+    Raises:
+        ModelError: no such file, not an ONNX model, damaged, or its external data is absent.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        _require_external_data(model, path)
+        load_external_data_for_model(model, str(path.parent))
+    except ModelError:
+        raise
+    except FileNotFoundError as error:
+        raise ModelError(f"Cannot read {path}: there is no such file.") from error
+    except OSError as error:
+        raise ModelError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except Exception as error:  # protobuf's DecodeError, onnx's ValidationError: no common base
+        raise ModelError(
+            f"{path} is not a sound ONNX model ({error}). Export or download it again."
+        ) from error
+    if not model.graph.node:
+        raise ModelError(f"{path} holds no ONNX graph. Export or download it again.")
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path} is not a valid ONNX model: {reason}") from error
+    return model
+
+
+def _require_external_data(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a model whose weights lie in a file that is not there."""
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and not (path.parent / entry.value).is_file():
+                raise ModelError(
+                    f"{path} keeps its weights in external data, {entry.value}, which is not "
+                    f"there. Put that file into {path.parent}."
+                )
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:  # Any: an attribute has one of ten types
@@ -45,6 +94,15 @@ def uses(nodes: Iterable[NodeProto]) -> Counter[str]:
                 count.update(uses(graph.node))
                 count.update(output.name for output in graph.output)
     return count
+
+
+def readers_of(model: onnx.ModelProto) -> dict[str, list[NodeProto]]:
+    """Return for every value that is read the nodes that read it, subgraphs included, in order."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in uses([node]):
+            readers.setdefault(name, []).append(node)
+    return readers
 
 
 def static_shape(info: ValueInfoProto) -> Shape | None:
@@ -95,16 +153,6 @@ def constant_values(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
         for tensor in model.graph.initializer
         if math.prod(tensor.dims) <= SMALL and tensor.data_type != TensorProto.STRING
     }
-
-
-def replace_initializer(model: onnx.ModelProto, name: str, values: npt.NDArray[Any]) -> None:
-    """Give an initializer new values, or add it."""
-    new = numpy_helper.from_array(values, name)
-    for tensor in model.graph.initializer:
-        if tensor.name == name:
-            tensor.CopyFrom(new)
-            return
-    model.graph.initializer.append(new)
 
 
 def drop_dead(model: onnx.ModelProto) -> None:
@@ -188,12 +236,7 @@ def complete_shapes(model: onnx.ModelProto) -> None:
 
 def foreign_values(model: onnx.ModelProto) -> list[ValueInfoProto]:
     """Return what is known of the outputs of operators that are not ONNX's own."""
-    names = {
-        name
-        for node in model.graph.node
-        if node.domain not in ("", "ai.onnx")
-        for name in node.output
-    }
+    names = {name for node in model.graph.node if not is_standard(node) for name in node.output}
     return [info for info in model.graph.value_info if info.name in names]
 
 
@@ -213,21 +256,26 @@ def rewire(model: onnx.ModelProto, renamed: Mapping[str, str]) -> None:
     """Let every reader of a value read another one instead, in place.
 
     A network output keeps its name: it becomes an Identity of what replaces it.
+
+    Args:
+        model: the model.
+        renamed: per value what replaces it, which may be replaced itself.
     """
-
-    def final(name: str) -> str:
-        while name in renamed:
+    final: dict[str, str] = {}
+    for name in renamed:
+        chain = []
+        while name in renamed and name not in final:
+            chain.append(name)
             name = renamed[name]
-        return name
-
+        final.update(dict.fromkeys(chain, final.get(name, name)))
     graph = model.graph
     for node in graph.node:
         for index, name in enumerate(node.input):
-            if name in renamed:
-                node.input[index] = final(name)
+            if name in final:
+                node.input[index] = final[name]
     for output in graph.output:
-        if output.name in renamed:
-            source = final(output.name)
+        if output.name in final:
+            source = final[output.name]
             for node in graph.node:
                 for index, name in enumerate(node.output):
                     if name == output.name:

@@ -86,4 +86,5 @@ def _cast_ends(graph: onnx.GraphProto) -> None:
 
 
 def _cast(source: str, target: str, kind: int) -> NodeProto:
+    """Return a node that casts one value into another of this element type."""
     return helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=kind)

@@ -11,11 +11,11 @@ from hardware.graph.model import (
     static_shape,
     to_array,
 )
-from hardware.graph.simplify import settle
+from hardware.graph.simplify import simplify
 
 
 def prepare(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return the model with static shapes and settled, and what was decided on the way.
+    """Return the model with static shapes, simplified, and what was decided on the way.
 
     A batch that the file leaves open becomes 1. All other sizes must be known: they decide what a
     network computes.
@@ -33,10 +33,10 @@ def prepare(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         _forget_open_shapes(fixed)
     complete_shapes(fixed)
     _complete_outputs(fixed)
-    settled = settle(fixed)
-    complete_shapes(settled)
-    _complete_outputs(settled)
-    return settled, notes
+    simple = simplify(fixed)
+    complete_shapes(simple)
+    _complete_outputs(simple)
+    return simple, notes
 
 
 def _refuse_nan(model: onnx.ModelProto) -> None:
@@ -109,6 +109,7 @@ def _complete_outputs(model: onnx.ModelProto) -> None:
 
 
 def _without_shape(info: ValueInfoProto) -> onnx.TypeProto:
+    """Return the type of a value without its shape."""
     kind = onnx.TypeProto()
     kind.CopyFrom(info.type)
     if kind.HasField("tensor_type"):

@@ -1,6 +1,6 @@
 """Write what exporters compute at run time, shapes above all, into the model as constants.
 
-After `settle` a model has no `Shape` of a static value, no sequences, no convolution bias that is
+After `simplify` a model has no `Shape` of a static value, no sequences, no convolution bias that is
 only zeros, no local functions, and every node has a name of its own. What a parameter's *values*
 decide is left alone: only constants and the static shapes of values are used.
 """
@@ -17,50 +17,49 @@ from onnx.reference import ReferenceEvaluator
 
 from hardware.errors import ModelError
 from hardware.graph.model import (
+    INTEGERS,
     attributes,
     drop_dead,
     element_types,
     initializers,
     name_nodes,
     opset,
+    readers_of,
     shapes,
     to_array,
 )
+from hardware.graph.operators import CONVOLUTIONS, RANDOM, SIZES, is_standard
 
 Array = npt.NDArray[Any]
 LARGEST = 1 << 20  # elements of a folded constant; what is larger stays computed
-RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
-RANDOM |= {"Bernoulli"}
-INTEGERS = {TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL, TensorProto.INT8}
-INTEGERS |= {TensorProto.UINT8, TensorProto.INT16}
 
 
-def settle(model: onnx.ModelProto) -> onnx.ModelProto:
+def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with its shape arithmetic folded and its awkward operators rewritten.
 
     Raises:
         ModelError: a constant cannot be computed, because the file contradicts itself.
     """
-    settled = inline(model)
-    name_nodes(settled)
-    _unroll_sequences(settled)
-    fold_constants(settled)
-    _reshape_instead_of_gather(settled)
-    _spell_out_splits(settled)
-    _drop_zero_biases(settled)
-    drop_dead(settled)
-    return settled
+    simple = _inlined(model)
+    name_nodes(simple)
+    _unroll_sequences(simple)
+    _fold_constants(simple)
+    _reshape_instead_of_gather(simple)
+    _spell_out_splits(simple)
+    _drop_zero_biases(simple)
+    drop_dead(simple)
+    return simple
 
 
-def settled(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model itself where it is settled already, else settle it."""
+def simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model itself where nothing is left to be simplified, else a simplified copy."""
     open_ends = {"Constant", "Shape", "SplitToSequence"}
     if model.functions or any(node.op_type in open_ends for node in model.graph.node):
-        return settle(model)
+        return simplify(model)
     return model
 
 
-def inline(model: onnx.ModelProto) -> onnx.ModelProto:
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy in which every local function is replaced by its body."""
     if model.functions:
         inlined: onnx.ModelProto = inline_local_functions(model)
@@ -70,7 +69,7 @@ def inline(model: onnx.ModelProto) -> onnx.ModelProto:
     return copy
 
 
-def fold_constants(model: onnx.ModelProto) -> None:
+def _fold_constants(model: onnx.ModelProto) -> None:
     """Compute every node that depends on constants and static shapes only, in place."""
     known_shapes, types = shapes(model), element_types(model)
     values: dict[str, Array] = {
@@ -120,11 +119,11 @@ def _constant_result(
     opsets: dict[str, int],
 ) -> dict[str, Array] | None:
     """Return a node's outputs where constants and static shapes decide them, else None."""
-    if node.domain not in ("", "ai.onnx") or node.op_type in RANDOM:
+    if not is_standard(node) or node.op_type in RANDOM:
         return None
     if any(attribute.HasField("g") for attribute in node.attribute):
         return None
-    if node.op_type in ("Shape", "Size"):
+    if node.op_type in SIZES:
         return _shape_result(node, known_shapes)
     inputs = [name for name in node.input if name]
     if node.op_type == "CastLike":
@@ -143,6 +142,7 @@ def _constant_result(
 
 
 def _shape_result(node: NodeProto, known: dict[str, tuple[int, ...]]) -> dict[str, Array] | None:
+    """Return what a `Shape` or `Size` node returns, None where the shape is not static."""
     shape = known.get(node.input[0])
     if shape is None:
         return None
@@ -172,16 +172,12 @@ def evaluate(
 def _unroll_sequences(model: onnx.ModelProto) -> None:
     """Replace `SplitToSequence` + `SequenceAt` by `Split`, in place."""
     sequences = {n.output[0]: n for n in model.graph.node if n.op_type == "SplitToSequence"}
-    readers: dict[str, list[NodeProto]] = {name: [] for name in sequences}
-    for node in model.graph.node:
-        for name in node.input:
-            if name in readers:
-                readers[name].append(node)
-    constants = _all_constants(model)
-    sizes_of = {name: _chunk_sizes(model, node, constants) for name, node in sequences.items()}
+    if not sequences:
+        return
+    readers, constants, known = readers_of(model), _all_constants(model), shapes(model)
     replaced: dict[int, NodeProto | None] = {}
     for name, split in sequences.items():
-        sizes, picks = sizes_of[name], readers[name]
+        sizes, picks = _chunk_sizes(split, known, constants), readers.get(name, [])
         simple = all(
             n.op_type == "SequenceAt" and n.input[1] in constants and len(n.input) == 2
             for n in picks
@@ -224,10 +220,10 @@ def _all_constants(model: onnx.ModelProto) -> dict[str, Array]:
 
 
 def _chunk_sizes(
-    model: onnx.ModelProto, node: NodeProto, constants: dict[str, Array]
+    node: NodeProto, known: dict[str, tuple[int, ...]], constants: dict[str, Array]
 ) -> list[int] | None:
-    """Return the sizes of the pieces that a `SplitToSequence` makes, None where unknown."""
-    shape = shapes(model).get(node.input[0])
+    """Return the sizes of the parts that a `SplitToSequence` makes, None where unknown."""
+    shape = known.get(node.input[0])
     if shape is None:
         return None
     extent = shape[attributes(node).get("axis", 0)]
@@ -294,8 +290,5 @@ def _drop_zero_biases(model: onnx.ModelProto) -> None:
         and not to_array(tensor).any()
     }
     for node in model.graph.node:
-        if node.op_type in ("Conv", "ConvTranspose") and zero_names.intersection(node.input[2:]):
+        if node.op_type in CONVOLUTIONS and zero_names.intersection(node.input[2:]):
             del node.input[2:]
-
-
-__all__ = ["fold_constants", "inline", "settle", "settled"]

@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from hardware.disturbance import Counters
 from hardware.errors import BuildError, ModelError, RunError
+from hardware.graph.operators import PIXELWISE
 from hardware.records import write_whole
 from hardware.runtimes.base import (
     Array,
@@ -28,8 +29,6 @@ from hardware.runtimes.base import (
 )
 from hardware.timing import Timer
 
-# Fused into the node that produces their first input, as real runtimes do.
-TAILS = frozenset({"BatchNormalization", "Relu", "Clip", "Sigmoid", "HardSwish", "Add", "Identity"})
 FILE = "model.fake.onnx"
 
 
@@ -174,9 +173,10 @@ def _costs(model: onnx.ModelProto, stairs: Staircase, threads: int) -> tuple[Nod
     for node in model.graph.node:
         if node.op_type == "Constant":
             continue
+        # Pixelwise nodes are fused into the node that computes their input, as real runtimes do.
         # A residual Add joins the branch that was computed last, whose result nobody else reads.
         hosts = [made_by[n] for n in node.input if n in made_by and readers[n] == 1]
-        if node.op_type in TAILS and hosts:
+        if node.op_type in PIXELWISE and hosts:
             index = max(hosts)
             executed[index][1].append(node.name)
         else:

@@ -5,17 +5,10 @@ from collections.abc import Sequence
 
 import onnx
 
-# Nodes that a runtime builds a fused node around.
-HEADS = frozenset(
-    {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-    | {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean"}
-)
-# Nodes that disappear into the node that computes their input.
-TAILS = frozenset(
-    {"Add", "Sub", "Mul", "Div", "BatchNormalization", "Identity", "Clip", "Relu", "LeakyRelu"}
-    | {"PRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh"}
-    | {"Softplus", "Mish", "ThresholdedRelu"}
-)
+from hardware.graph.operators import PIXELWISE, POOLS, PRODUCTS, REDUCTIONS
+
+# Nodes that a runtime builds a fused node around: pixelwise nodes disappear into them.
+HEADS = PRODUCTS | POOLS | REDUCTIONS
 
 
 def nodes_behind(
@@ -48,7 +41,7 @@ def nodes_behind(
     _claim_backwards(nodes, at_value, owner)
     for index, node in enumerate(nodes):
         hosts = [owner[at_value[v]] for v in node.input if at_value.get(v) in owner]
-        if index not in owner and node.op_type in TAILS and hosts:
+        if index not in owner and node.op_type in PIXELWISE and hosts:
             owner[index] = max(hosts)
     found: list[list[int]] = [[] for _ in executed]
     for index in sorted(owner, key=lambda i: (nodes[i].op_type not in HEADS, i)):
@@ -63,7 +56,7 @@ def _claim_backwards(
     readers = Counter(value for node in nodes for value in node.input)
     headed = {number for i, number in owner.items() if nodes[i].op_type in HEADS}
     for start, number in list(owner.items()):
-        if number in headed or nodes[start].op_type not in TAILS:
+        if number in headed or nodes[start].op_type not in PIXELWISE:
             continue
         path, index = [], start
         while nodes[index].op_type not in HEADS:

@@ -6,8 +6,7 @@ import onnx
 from onnx import NodeProto
 
 from hardware.graph.channel_map import Branch, Group
-from hardware.graph.model import initializers, uses
-from hardware.graph.simplify import INTEGERS
+from hardware.graph.model import INTEGERS, initializers, uses
 
 
 def find_branches(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hardware.graph.channel_map import Branch, ChannelMap, Group
+from hardware.graph.operators import CONVOLUTIONS
 from hardware.latency.layers import Layer
 from pipeline import wording
 from pipeline.records import Plan
@@ -84,7 +85,7 @@ def frozen_rows(channels: ChannelMap) -> tuple[FrozenRow, ...]:
 
 def prunable_shares(channels: ChannelMap, layers: Sequence[Layer]) -> Shares:
     """Return what part of the convolution output channels and of the multiply-adds is prunable."""
-    convolutions = [layer for layer in layers if layer.key.operator.startswith("Conv")]
+    convolutions = [layer for layer in layers if layer.key.operator in CONVOLUTIONS]
     outputs = sum(layer.key.out_channels for layer in convolutions)
     free = sum(_free(layer.out_parts, channels) for layer in convolutions)
     macs = sum(layer.macs for layer in layers)

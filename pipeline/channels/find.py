@@ -14,7 +14,8 @@ from onnx import NodeProto
 
 from hardware.graph.channel_map import ChannelMap, FrozenAxis, Group, ParameterSlice, Resize
 from hardware.graph.model import complete_shapes, constant_values, initializers, opset, shapes, uses
-from hardware.graph.simplify import settled
+from hardware.graph.operators import is_standard
+from hardware.graph.simplify import simplified
 from pipeline.channels.branches import find_branches
 from pipeline.channels.choices import resolve
 from pipeline.channels.labels import Value
@@ -32,12 +33,12 @@ def find_groups(graph: onnx.ModelProto) -> ChannelMap:
     operator without a rule, or a network output is frozen, with the reason.
 
     Args:
-        graph: with static shapes, as `export_graph` or `settle` leave it.
+        graph: with static shapes, as `export_graph` or `simplify` leave it.
 
     Raises:
         ModelError: the shapes of the graph contradict one another.
     """
-    graph = settled(graph)
+    graph = simplified(graph)
     trace = run_on_labels(graph)
     resolve(trace.unions, [*trace.choices, *trace.rectangles])
     return _Assembly(trace, graph).channel_map()
@@ -47,7 +48,7 @@ def run_on_labels(graph: onnx.ModelProto, grouped: frozenset[str] = frozenset())
     """Run every node of the graph on labels by its operator's rule; return the trace of that run.
 
     Args:
-        graph: settled.
+        graph: simplified.
         grouped: parameters of convolutions that are grouped, not depthwise, even where carving has
             left them one input channel per group.
     """
@@ -87,11 +88,9 @@ def _apply_rule(trace: Trace, node: NodeProto) -> None:
     complete = all(name in trace.shapes for name in node.output if name) and all(
         value is not None for value, name in zip(inputs, node.input, strict=True) if name
     )
-    rule = RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    rule = RULES.get(node.op_type) if is_standard(node) else None
     if rule is None:
-        operator = (
-            node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-        )
+        operator = node.op_type if is_standard(node) else f"{node.domain}::{node.op_type}"
         trace.unknown[operator] += 1
         captured = [_read(trace, name) for name in uses([node]) if name not in node.input]
         outputs = freeze_all(

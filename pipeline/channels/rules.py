@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from onnx import NodeProto
 
+from hardware.graph.operators import ELEMENTWISE, POOLS, REDUCTIONS, RESHAPES, SAME
 from pipeline.channels import rules_channelwise as channelwise
 from pipeline.channels import rules_layers as layers
 from pipeline.channels import rules_movement as movement
@@ -12,31 +13,12 @@ from pipeline.channels.propagation import Trace
 
 Rule = Callable[[Trace, NodeProto, Sequence[Value | None]], list[Value]]
 
-# Operators that compute every element of their result from the elements at the same place.
-# fmt: off
-ELEMENTWISE = [
-    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift",
-    "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Celu", "Clip", "Cos",
-    "Cosh", "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual",
-    "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log",
-    "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow",
-    "QuantizeLinear", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin",
-    "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh",
-    "ThresholdedRelu", "Where", "Xor",
-]
-
-REDUCTIONS = [
-    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean",
-    "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare",
-]
-# fmt: on
-
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, channelwise.elementwise),
     **dict.fromkeys(REDUCTIONS, channelwise.reduce),
     # Data movement.
-    **dict.fromkeys(("Cast", "CastLike", "Dropout", "Identity"), movement.same),
-    **dict.fromkeys(("Flatten", "Reshape", "Squeeze", "Unsqueeze"), movement.reshape),
+    **dict.fromkeys(SAME, movement.same),
+    **dict.fromkeys(RESHAPES, movement.reshape),
     "Concat": movement.concat,
     "DepthToSpace": movement.depth_to_space,
     "Expand": movement.expand,
@@ -63,10 +45,7 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("ArgMax", "ArgMin", "CumSum", "TopK"), channelwise.ordered),
     # Pixels.
-    **dict.fromkeys(
-        ("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"),
-        channelwise.pool,
-    ),
+    **dict.fromkeys(POOLS, channelwise.pool),
     **dict.fromkeys(("Resize", "Upsample"), channelwise.resize),
     **dict.fromkeys(("GridSample", "RoiAlign"), channelwise.sampled),
     **dict.fromkeys(

@@ -4,6 +4,7 @@ import numpy as np
 from onnx import NodeProto
 
 from hardware.graph.model import attributes
+from hardware.graph.operators import SIZES
 from pipeline.channels.choices import Option, tie
 from pipeline.channels.labels import Value, along, axes_of, labels_along
 from pipeline.channels.propagation import (
@@ -250,7 +251,7 @@ def reduce(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
 
 def shape_only(trace: Trace, node: NodeProto, inputs: Inputs) -> list[Value]:
     """Read nothing of the input but its shape, or nothing at all: Shape, Size, Constant, Range."""
-    if node.op_type in ("Shape", "Size"):
+    if node.op_type in SIZES:
         trace.freeze(source(inputs), f"its size is computed with at {where(node)}")
     return [
         Value(shape=shape, is_constant=True)

@@ -12,7 +12,8 @@ from torch import nn
 
 from hardware.errors import ModelError
 from hardware.graph.model import complete_shapes, name_nodes
-from hardware.graph.simplify import settle
+from hardware.graph.operators import PRODUCTS
+from hardware.graph.simplify import simplify
 from pipeline.errors import NetworkError
 from pipeline.records import Network
 from pipeline.surgery.forms import GraphBacked
@@ -78,19 +79,19 @@ def _tidy(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == "Dropout":  # as in evaluation: without training_mode and the mask
             del node.input[2:], node.output[1:]
     complete_shapes(model)
-    settled = settle(model)
-    complete_shapes(settled)
-    del settled.metadata_props[:]
-    _name_outputs(settled)
-    _name_layers(settled)
-    return settled
+    simple = simplify(model)
+    complete_shapes(simple)
+    del simple.metadata_props[:]
+    _name_outputs(simple)
+    _name_layers(simple)
+    return simple
 
 
 def _name_layers(model: onnx.ModelProto) -> None:
     """Call every layer's node as the network calls the layer: "layer1.0.conv1", in place."""
     parameters = {tensor.name for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and len(node.input) > 1:
+        if node.op_type in PRODUCTS and len(node.input) > 1:
             layer, _, last = node.input[1].rpartition(".")
             if last == "weight" and node.input[1] in parameters:
                 node.name = layer

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hardware.graph.carve import load_model
 from hardware.graph.channel_map import ChannelMap
 from hardware.graph.fold_norms import fold_norms
+from hardware.graph.model import load_model
 from hardware.graph.prepare import prepare
 from hardware.latency.layers import Layer
 from hardware.latency.template_layers import layers_of

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from hardware.graph.batch_size import free_batch, graph_input, set_input_shape
-from hardware.graph.carve import load_model
-from hardware.graph.model import complete_shapes, initializers
-from hardware.graph.simplify import settle
+from hardware.graph.model import complete_shapes, initializers, load_model
+from hardware.graph.simplify import simplify
 from pipeline.errors import NetworkError
 from pipeline.networks.export import export_graph
 from pipeline.networks.graphform.module import COUNTER, GraphForm, Roles, write_tensors
@@ -70,7 +69,7 @@ def network_of_file(path: Path, input_shape: tuple[int, ...]) -> Network:
     """
     model = load_model(path)
     set_input_shape(model, _input_shape(model, path, input_shape))
-    graph = settle(model)
+    graph = simplify(model)
     complete_shapes(graph)
     free_batch(graph)
     set_input_shape(graph, (1, *input_shape))

@@ -19,6 +19,7 @@ from hardware.graph.batch_size import free_batch, graph_input, set_input_shape
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import ChannelMap, Keep
 from hardware.graph.model import Shape, drop_dead, initializers, opset, shapes, to_array
+from hardware.graph.operators import is_standard
 from hardware.records import Record
 from pipeline.errors import NetworkError, SurgeryError
 from pipeline.networks.graphform.layers import Norm, Path, layer_of
@@ -53,7 +54,7 @@ class GraphForm(nn.Module):
         """Read a graph.
 
         Args:
-            graph: settled, with static shapes; left as it is.
+            graph: simplified, with static shapes; left as it is.
             roles: what its initializers are.
             tensors: parameters (those that require gradients are trained) and buffers by name; left
                 out where the graph holds them.
@@ -261,7 +262,7 @@ def _tensor(tensor: TensorProto, is_trained: bool) -> Tensor:
 def _refuse_unknown(model: onnx.ModelProto) -> None:
     """Raise where a node's operator has no implementation."""
     for node in model.graph.node:
-        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in OPERATORS or not is_standard(node):
             operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
             raise NetworkError(
                 f"The graph form has no implementation of operator {operator}, node {node.name}. "

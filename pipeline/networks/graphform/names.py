@@ -6,19 +6,20 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from hardware.graph.model import initializers
+from hardware.graph.operators import BIASED_PRODUCTS, PRODUCTS
 from pipeline.networks.graphform.layers import BATCH_NORM_INPUTS
 from pipeline.networks.graphform.module import Roles
 
 FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # Operators whose inputs behind the first are parameters.
-WEIGHTED = (
-    "Conv", "ConvTranspose", "Gemm", "GroupNormalization", "InstanceNormalization",
-    "LayerNormalization", "MatMul", "PRelu", "RMSNormalization",
-)  # fmt: skip
+WEIGHTED = PRODUCTS | {
+    *("GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization"),
+    "PRelu",
+}
 
 
 def find_roles(graph: onnx.ModelProto) -> Roles:
-    """Return which initializers of a settled graph are trained, and which are statistics."""
+    """Return which initializers of a simplified graph are trained, and which are statistics."""
     floating = {
         name: math.prod(tensor.dims)
         for name, tensor in initializers(graph).items()
@@ -79,7 +80,7 @@ def name_parameters(graph: onnx.ModelProto) -> None:
     for node in graph.graph.node:
         parts = BATCH_NORM_INPUTS if node.op_type == "BatchNormalization" else ("weight", "bias")
         names = list(node.input[1:])
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "BatchNormalization"):
+        if node.op_type not in BIASED_PRODUCTS | {"BatchNormalization"}:
             continue
         path = names[0].rpartition(".")[0]
         fits = [f"{path}.{part}" for part in parts[: len(names)]] == names and path

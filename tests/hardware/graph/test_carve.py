@@ -6,13 +6,15 @@ import pytest
 from onnx import numpy_helper
 
 from hardware.errors import CarveError, ModelError
-from hardware.graph.carve import carve, keep_first, load_model
-from hardware.graph.channel_map import ChannelMap
+from hardware.graph.carve import carve, keep_first
+from hardware.graph.channel_map import ChannelMap, Resize
 from hardware.graph.fold_norms import fold_norms
+from hardware.graph.model import load_model
 from pipeline.channels.checks import random_keep
 from pipeline.channels.find import find_groups
 from tests import nets
-from tests.graphs import difference, exported, run
+from tests.graphs import difference, exported, operations, run
+from tests.hardware.templates import Builder, residual
 
 NAMES = ["inverted", "residual", "shuffle", "flattened", "many_groups", "padded_shortcut"]
 
@@ -118,7 +120,7 @@ def test_carving_leaves_the_model_alone(graphs, maps) -> None:
 
 def test_keeping_the_first_units(maps) -> None:
     assert keep_first(maps["residual"], {"stem": 2, "conv1": 0}) == {"stem": (0, 1), "conv1": ()}
-    with pytest.raises(CarveError, match="has 6 units; a width of 7"):
+    with pytest.raises(CarveError, match="has 6 channels; a width of 7"):
         keep_first(maps["residual"], {"stem": 7})
 
 
@@ -126,7 +128,7 @@ def test_keeping_the_first_units(maps) -> None:
     ("name", "keep", "message"),
     [
         ("residual", {"conv9": (0,)}, "No pruning group 'conv9'"),
-        ("residual", {"stem": (0, 6)}, "unit 6 is out of range"),
+        ("residual", {"stem": (0, 6)}, "channel 6 is out of range"),
         ("residual", {"stem": (2, 1)}, "must ascend"),
         ("residual", {"stem": ()}, "belongs to no residual branch"),
         ("inverted", {"expand": ()}, "emptied as a whole or not at all"),
@@ -170,6 +172,45 @@ def test_the_map_of_another_network_is_refused(graphs, maps) -> None:
 
     with pytest.raises(CarveError, match="belongs to another network"):
         carve(graphs["residual"], wrong, {"stem": (0,)})
+
+
+class Counted(tuple[int, ...]):
+    """A tuple whose elements are handed out one by one, so that reading them is counted."""
+
+    def __iter__(self):
+        for index in range(len(self)):
+            yield self[index]
+
+
+def reshaped(width: int) -> tuple[onnx.ModelProto, ChannelMap]:
+    """Return convolution -> reshape that says the width -> convolution, and its map."""
+    builder = Builder(4)
+    value = builder.conv("input", "wide", (None, 3), ("wide", width), kernel=1)
+    target = np.array([1, width, 2, 8], dtype=np.int64)
+    builder.weights.append(numpy_helper.from_array(target, "target"))
+    value = builder.add("Reshape", [value, "target"], "reshape")
+    model, channels = builder.finish(
+        builder.conv(value, "last", ("wide", width), (None, 4), kernel=1)
+    )
+    size = Resize(node="reshape", input=1, index=1, parts={"wide": tuple(range(width))})
+    return model, channels.model_copy(update={"resizes": (size,)})
+
+
+def test_the_work_of_carving_grows_in_proportion_to_the_channels() -> None:
+    def work(width: int) -> int:
+        model, channels = reshaped(width)
+        return operations(lambda: carve(model, channels, {"wide": Counted(range(0, width, 2))}))
+
+    assert work(512) < 2.5 * work(256)
+
+
+def test_the_work_of_carving_grows_in_proportion_to_groups_and_branches() -> None:
+    def work(blocks: int) -> int:
+        model, channels = residual(size=8, blocks=blocks)
+        keep = {group.name: () for group in channels.groups if group.name.startswith("inner")}
+        return operations(lambda: carve(model, channels, keep))
+
+    assert work(64) < 2.5 * work(32)
 
 
 def test_a_model_is_loaded_as_it_was_saved(graphs, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from torch import nn
 
 from hardware.graph.carve import carve
 from hardware.graph.fold_norms import fold_norms
-from hardware.graph.simplify import settle
+from hardware.graph.simplify import simplify
+from pipeline.channels.checks import mask_graph
 from pipeline.channels.find import find_groups
 from pipeline.networks.export import export_graph
 from pipeline.records import Network
 from tests import nets
-from tests.graphs import difference, exported, masked, run
+from tests.graphs import difference, exported, operations, run
 
 
 @pytest.mark.parametrize("name", ["chain", "residual", "inverted", "upsampled", "many_groups"])
@@ -81,7 +82,7 @@ def test_a_standardised_weight_is_computed_once_and_then_carved_exactly() -> Non
     assert {node.op_type for node in folded.graph.node} == {"Conv", "Relu"}
     assert difference(run(folded), run(graph)) < 1e-5
     carved = carve(folded, channels, keep)
-    assert difference(run(carved), run(masked(folded, channels, keep))) < 1e-5
+    assert difference(run(carved), run(mask_graph(folded, channels, keep))) < 1e-5
 
 
 def test_a_network_is_nothing_but_its_layers() -> None:
@@ -131,14 +132,14 @@ def older_export() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def test_settling_computes_shapes_and_unrolls_sequences() -> None:
+def test_simplifying_computes_shapes_and_unrolls_sequences() -> None:
     graph = older_export()
 
-    settled = settle(graph)
+    simple = simplify(graph)
 
-    assert [n.op_type for n in settled.graph.node] == ["Conv", "Split", "Add", "Reshape"]
-    assert difference(run(settled), run(graph)) == 0.0
-    assert len({node.name for node in settled.graph.node}) == 4
+    assert [n.op_type for n in simple.graph.node] == ["Conv", "Split", "Add", "Reshape"]
+    assert difference(run(simple), run(graph)) == 0.0
+    assert len({node.name for node in simple.graph.node}) == 4
 
 
 def test_a_folded_scalar_stays_a_scalar() -> None:
@@ -151,7 +152,45 @@ def test_a_folded_scalar_stays_a_scalar() -> None:
     graph = helper.make_graph(nodes, "g", inputs, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
-    settled = settle(model)
+    simple = simplify(model)
 
-    assert [list(t.dims) for t in settled.graph.initializer] == [[]]
-    assert run(settled)[0].shape == (1, 4)
+    assert [list(t.dims) for t in simple.graph.initializer] == [[]]
+    assert run(simple)[0].shape == (1, 4)
+
+
+def idle(count: int) -> onnx.ModelProto:
+    """Return a chain of Identity nodes."""
+    nodes = [helper.make_node("Identity", [f"v{i}"], [f"v{i + 1}"], f"n{i}") for i in range(count)]
+    return unary(nodes, "v0", f"v{count}", [])
+
+
+def scaled(count: int) -> onnx.ModelProto:
+    """Return a chain of convolutions whose weights are computed, as standardised ones are."""
+    nodes, weights = [], []
+    for i in range(count):
+        nodes += [
+            helper.make_node("Mul", [f"c{i}.weight", f"c{i}.gain"], [f"w{i}"], f"mul{i}"),
+            helper.make_node("Conv", [f"v{i}", f"w{i}"], [f"v{i + 1}"], f"c{i}"),
+        ]
+        weight, gain = np.ones((1, 1, 1, 1), np.float32), np.ones(1, np.float32)
+        weights.append(numpy_helper.from_array(weight, f"c{i}.weight"))
+        weights.append(numpy_helper.from_array(gain, f"c{i}.gain"))
+    return unary(nodes, "v0", f"v{count}", weights)
+
+
+def unary(nodes, first: str, last: str, weights) -> onnx.ModelProto:
+    """Return a model of these nodes, from one image of one pixel to another."""
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 1, 1, 1]) for n in (first, last)
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+@pytest.mark.parametrize("network", [idle, scaled])
+def test_the_work_of_folding_grows_in_proportion_to_the_nodes(network) -> None:
+    def work(count: int) -> int:
+        model = network(count)
+        return operations(lambda: fold_norms(model))
+
+    assert work(64) < 2.5 * work(32)

@@ -113,7 +113,7 @@ def test_what_is_folded_stands_in_the_order_of_the_graph() -> None:
         ],
         [helper.make_tensor_value_info("output", TensorProto.INT64, [17])],
     )
-    settled, _ = prepare(
+    prepared, _ = prepare(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     )
-    assert [tensor.name for tensor in settled.graph.initializer] == names
+    assert [tensor.name for tensor in prepared.graph.initializer] == names
