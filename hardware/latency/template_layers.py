@@ -72,6 +72,12 @@ class _Reading:
                 self.slices.setdefault(cut.parameter, []).append((cut.role, group.name, per_unit))
         # Convolutions whose groups go one by one as channels are removed.
         self.shrinking = {size.node for size in channels.resizes if size.attribute == "group"}
+        # How many channels each unit of a group gives to what a node pads.
+        self.padded: dict[str, dict[str, int]] = {}
+        for size in channels.resizes:
+            counts = self.padded.setdefault(size.node, {})
+            for group, units in size.parts.items():
+                counts[group] = counts.get(group, 0) + len(units)
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the layers of the graph."""
@@ -108,6 +114,8 @@ class _Reading:
         else:
             into = known[0]
             out = passed(node, known, self.shape(node.output[0]), self.numbers)
+            if node.op_type == "Pad" and out.channels >= into.channels:
+                out = replace(out, parts=self._with_padding(node, into))
         draft = self._home(node, inputs)
         if draft is None:
             draft = _Draft(len(self.drafts), node, into.unmixed, out.unmixed, [])
@@ -164,6 +172,13 @@ class _Reading:
             parts = self._sliced(weights, ("filter",), groups if is_transposed else 1, out.channels)
             taken = self._sliced(weights, ("input",), 1 if is_transposed else groups, into.channels)
         return replace(into, parts=taken), replace(out, parts=parts)
+
+    def _with_padding(self, node: onnx.NodeProto, into: Value) -> dict[str, int]:
+        """Return the parts of a value once channels of other groups are padded to it."""
+        parts = dict(into.parts)
+        for group, positions in self.padded.get(node.name, {}).items():
+            parts[group] = parts.get(group, 0) + positions // self.full[group]
+        return parts
 
     def _parameters(self, node: onnx.NodeProto) -> frozenset[str] | None:
         """Return the parameters that a product's weights are computed from; None: it has none."""

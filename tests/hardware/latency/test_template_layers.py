@@ -143,6 +143,20 @@ def test_a_key_says_what_the_carved_network_executes(name):
             assert executed(key) == executed(carved[layer.name].key)
 
 
+def test_padded_channels_belong_to_the_group_that_they_are_added_to():
+    graph = exported("padded_shortcut")
+    channels, template = find_groups(graph), fold_norms(graph)
+
+    layers = by_name(template, channels)
+
+    # The stem's 4 channels are the middle of 8; the 4 around them are another group.
+    pad, mean = layers["node_pad"], layers["node_mean"]
+    assert pad.in_parts == {"stem": 1}
+    assert pad.out_parts == mean.in_parts == {"stem": 1, "conv2": 1}
+    key = pad.key_at({"stem": 2, "conv2": 3})
+    assert (key.in_channels, key.out_channels) == (2, 5)
+
+
 def executed(key):
     """What a key says apart from how the layer narrows, and apart from what follows it."""
     return key.model_copy(update={"group_channels": None, "tail": (), "thinned": False})
