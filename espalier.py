@@ -6,7 +6,14 @@ torch has the command line: `espalier devices`, `measure`, `bench` and `build` d
 """
 
 from hardware.errors import HardwareError
+from hardware.gate.bench import Rules as BenchRules
+from hardware.gate.outcome import Outcome as BenchOutcome
+from hardware.gate.run import Request as BenchRequest
+from hardware.gate.run import gate as bench
+from hardware.gate.sample import Schedule
+from hardware.gate.sequential_test import Limit
 from hardware.latency.table import LatencyTable, load_table
+from hardware.runtimes.base import EngineSettings
 from pipeline.errors import PipelineError
 from pipeline.networks.store import load_pruned
 from pipeline.planning.fit import FittedPlan
@@ -29,12 +36,17 @@ from pipeline.report.progress import StageProgress
 from pipeline.run import compress, make_plan, make_table
 
 __all__ = [
+    "BenchOutcome",
+    "BenchRequest",
+    "BenchRules",
     "DataSection",
+    "EngineSettings",
     "FinetuneSection",
     "FittedPlan",
     "HardwareError",
     "Inspection",
     "LatencyTable",
+    "Limit",
     "LimitsSection",
     "ModelSection",
     "Network",
@@ -43,10 +55,12 @@ __all__ = [
     "PlanSection",
     "Question",
     "Recipe",
+    "Schedule",
     "SparsifySection",
     "StageProgress",
     "TargetSection",
     "Verdict",
+    "bench",
     "compress",
     "dump_recipe",
     "inspect",
