@@ -13,6 +13,7 @@ Whether a runtime really fuses a layer's nodes is its own affair: the time of al
 layer's time (see `hardware.latency.layers.attribute`).
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -72,12 +73,6 @@ class _Reading:
                 self.slices.setdefault(cut.parameter, []).append((cut.role, group.name, per_unit))
         # Convolutions whose groups go one by one as channels are removed.
         self.shrinking = {size.node for size in channels.resizes if size.attribute == "group"}
-        # How many channels each unit of a group gives to what a node pads.
-        self.padded: dict[str, dict[str, int]] = {}
-        for size in channels.resizes:
-            counts = self.padded.setdefault(size.node, {})
-            for group, units in size.parts.items():
-                counts[group] = counts.get(group, 0) + len(units)
 
     def layers(self) -> tuple[Layer, ...]:
         """Return the layers of the graph."""
@@ -175,10 +170,13 @@ class _Reading:
 
     def _with_padding(self, node: onnx.NodeProto, into: Value) -> dict[str, int]:
         """Return the parts of a value once channels of other groups are padded to it."""
-        parts = dict(into.parts)
-        for group, positions in self.padded.get(node.name, {}).items():
-            parts[group] = parts.get(group, 0) + positions // self.full[group]
-        return parts
+        added: Counter[str] = Counter()
+        for size in self.channels.resizes:
+            for name, units in size.parts.items() if size.node == node.name else ():
+                added[name] += len(units)
+        parts = Counter(into.parts)
+        parts.update({name: count // self.full[name] for name, count in added.items()})
+        return dict(parts)
 
     def _parameters(self, node: onnx.NodeProto) -> frozenset[str] | None:
         """Return the parameters that a product's weights are computed from; None: it has none."""
