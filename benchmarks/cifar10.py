@@ -30,10 +30,11 @@ from pipeline.delivery.verify import measure_quality
 from pipeline.evidence.views import group_views
 from pipeline.networks.export import export_graph
 from pipeline.planning.fit import Progress, Stages
-from pipeline.run import Job, prepare
-from pipeline.surgery.prune import prove, prune
+from pipeline.run import Job, prepare, training_job
+from pipeline.surgery.proof import prove
+from pipeline.surgery.remove import prune
 from pipeline.tasks.evaluate import accuracy, torch_predictor
-from pipeline.training.finetune import finetune
+from pipeline.training.stages import finetune
 
 RECIPE = Path("benchmarks/cifar10.yaml")
 
@@ -65,10 +66,8 @@ def global_l2(recipe: Recipe, stages: Stages) -> dict[str, object]:
     with stages("Global L2: testing before fine-tuning"):
         raw = accuracy(torch_predictor(pruned), job.data.validation_batches())
     with stages("Global L2: fine-tuning") as progress:
-        folder = recipe.out / "global-l2"
-        trained, epochs = finetune(
-            pruned, job.network, job.data, recipe.finetune, folder, recipe.seed, progress
-        )
+        training = training_job(job, pruned, recipe.out / "global-l2", progress)
+        trained, epochs = finetune(training, recipe.finetune)
     with stages("Global L2: verifying") as progress:
         bench = job.bench
         model = fold_norms(export_graph(trained, recipe.target.batch))

@@ -15,7 +15,8 @@ from pipeline.networks.load import load_network
 from pipeline.planning.fit import Stages
 from pipeline.report.tables import comparison_table
 from pipeline.tasks.data import load_data
-from pipeline.training.finetune import finetune
+from pipeline.training.stages import finetune
+from pipeline.training.training import TrainingJob
 
 RECIPE = Path("benchmarks/demo.yaml")
 RUNTIMES = ("ov", "ort")
@@ -31,9 +32,14 @@ def train(recipe: Recipe, stages: Stages) -> None:
     network = load_network(recipe.model.model_copy(update={"weights": None}))
     data = load_data(recipe.data, network.input_shape, recipe.seed)
     with stages("Training the network to compress") as progress:
-        trained, _ = finetune(
-            network, None, data, TRAINING, weights.parent / "training", recipe.seed, progress
+        job = TrainingJob(
+            network=network,
+            data=data,
+            folder=weights.parent / "training",
+            seed=recipe.seed,
+            progress=progress,
         )
+        trained, _ = finetune(job, TRAINING)
     save_file(trained.module.state_dict(), weights)
 
 

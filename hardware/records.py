@@ -1,5 +1,9 @@
-"""Records on disk: JSON that appears whole, forbids unknown keys, and carries its schema number."""
+"""Records on disk: JSON that appears whole, forbids unknown keys, and carries its schema number.
 
+And the digests of files that records are compared by.
+"""
+
+import hashlib
 import json
 import os
 import tempfile
@@ -95,3 +99,57 @@ def parse_record(kind: type[AnyRecord], content: bytes, source: str) -> AnyRecor
         return kind.model_validate(body)
     except ValidationError as error:
         raise StorageError(f"{source} is not a valid {kind.__name__}: {error}") from error
+
+
+def file_digest(*paths: Path) -> str:
+    """Return the SHA-256 of the content of files, one after the other.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in paths:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    except OSError as error:
+        raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
+    return digest.hexdigest()
+
+
+def model_digest(path: Path) -> str:
+    """Return the SHA-256 of a model's file and of the files that it keeps its weights in.
+
+    Weights lie beside the file of an OpenVINO IR, and in whatever files an ONNX model names as its
+    external data: a model changes with them, although its own file stays as it is.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    return file_digest(path, *_weight_files(path))
+
+
+def _weight_files(path: Path) -> tuple[Path, ...]:
+    """Return the files beside a model's own file that hold its weights, in order of their names."""
+    if path.suffix == ".xml":
+        weights = path.with_suffix(".bin")
+        return (weights,) if weights.exists() else ()
+    if path.suffix != ".onnx":
+        return ()
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except (OSError, DecodeError):
+        return ()  # not there, or no ONNX model: whoever reads it says so, with what to do
+    names = {
+        entry.value
+        for tensor in _get_all_tensors(model)
+        if uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(path.parent / name for name in sorted(names))

@@ -181,7 +181,8 @@ class Inspect:
     model: Annotated[
         str,
         typer.Argument(
-            help="timm:NAME, torchvision:NAME, package.module:factory, FILE.onnx, or RECIPE.yaml"
+            help="timm:NAME, torchvision:NAME, package.module:factory, path/to/file.py:factory, "
+            "FILE.onnx, or RECIPE.yaml"
         ),
     ]
     input_shape: Annotated[

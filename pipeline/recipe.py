@@ -22,7 +22,8 @@ class Section(BaseModel):
 class ModelSection(Section):
     """Which network."""
 
-    name: str  # timm:NAME | torchvision:NAME | package.module:factory | FILE.onnx
+    # timm:NAME | torchvision:NAME | package.module:factory | path/to/file.py:factory | FILE.onnx
+    name: str
     arguments: dict[str, Any] = {}  # keyword arguments of the factory
     weights: Path | None = None  # safetensors; None keeps what the factory gives
     input_shape: tuple[Positive, Positive, Positive]  # channels, height, width

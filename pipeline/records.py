@@ -17,7 +17,7 @@ class Network:
     """A torch network and what it takes to build it again."""
 
     module: nn.Module
-    spec: str  # "timm:NAME", "torchvision:NAME", "package.module:factory"
+    spec: str  # its name in the recipe: "timm:NAME", "path/to/file.py:factory", ...
     arguments: Mapping[str, Any]  # Any: a user's keyword arguments
     input_shape: tuple[int, ...]  # one image, (channels, height, width)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardware.graph.channel_map import ChannelMap, Keep
+from hardware.graph.channel_map import Keep
 from hardware.latency.end_to_end import time_engines
 from hardware.latency.table import LatencyTable, open_table
 from hardware.runtimes import check_measurable, get_runtime
@@ -27,10 +27,11 @@ from pipeline.planning.fit import (
 )
 from pipeline.recipe import Recipe
 from pipeline.records import EpochRecord, Network, Verdict
-from pipeline.surgery.prune import prove, prune
+from pipeline.surgery.proof import prove
+from pipeline.surgery.remove import prune
 from pipeline.tasks.data import Data, load_data
-from pipeline.training.finetune import finetune
-from pipeline.training.sparsifying.stage import Sparsified, sparsify
+from pipeline.training.stages import finetune, sparsify
+from pipeline.training.training import TrainingJob
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -163,8 +164,9 @@ def shape(job: Job, place: Workspace, name: str, share: float, stages: Stages) -
         fitted = plan_round(job, subject, place, label, share ** (1 / rounds), stages)
         if job.recipe.sparsify.method != "none":
             with stages("Sparsifying") as progress:
-                folder = place.state / f"{label}-sparse"
-                sparse = prepare_for(job, subject.channels, current, fitted, folder, progress)
+                training = training_job(job, current, place.state / f"{label}-sparse", progress)
+                section, chosen = job.recipe.sparsify, fitted.plan.keep
+                sparse = sparsify(training, section, subject.channels, chosen)
             current, fitted = sparse.network, keeping(fitted, sparse.keep)
             sparse_epochs += sparse.epochs
         with stages("Pruning, and proving it") as progress:
@@ -172,15 +174,8 @@ def shape(job: Job, place: Workspace, name: str, share: float, stages: Stages) -
             error = prove(current, subject.channels, fitted.plan.keep)
             progress(1, 1, f"removed and masked agree to {error:.0e}")
         with stages("Fine-tuning") as progress:
-            current, history = finetune(
-                pruned,
-                job.network,
-                job.data,
-                job.recipe.finetune,
-                place.state / label,
-                job.recipe.seed,
-                progress,
-            )
+            training = training_job(job, pruned, place.state / label, progress)
+            current, history = finetune(training, job.recipe.finetune)
         keep = compose(keep, fitted.plan.keep)
         proof_error = max(proof_error, error)
         predicted_share *= fitted.plan.predicted_ms / fitted.plan.baseline_ms
@@ -221,20 +216,16 @@ def _with_warning(fitted: FittedPlan) -> FittedPlan:
     return fitted
 
 
-def prepare_for(
-    job: Job,
-    channels: ChannelMap,
-    network: Network,
-    fitted: FittedPlan,
-    folder: Path,
-    progress: Progress,
-) -> Sparsified:
-    """Return the network trained to do without what a plan removes, and what stays of it."""
-    recipe, keep = job.recipe, fitted.plan.keep
-    return sparsify(
-        network, job.network, channels, keep, job.data, recipe.sparsify, folder, recipe.seed,
-        progress,
-    )  # fmt: skip
+def training_job(job: Job, network: Network, folder: Path, progress: Progress) -> TrainingJob:
+    """Return the training of a network on the recipe's images, taught by the original network."""
+    return TrainingJob(
+        network=network,
+        teacher=job.network,
+        data=job.data,
+        folder=folder,
+        seed=job.recipe.seed,
+        progress=progress,
+    )
 
 
 def keeping(fitted: FittedPlan, keep: Keep) -> FittedPlan:

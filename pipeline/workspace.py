@@ -3,10 +3,8 @@
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
-from hardware.errors import StorageError
-from hardware.records import AnyRecord, Record, load_record, save_record
+from hardware.records import AnyRecord, Record, file_digest, load_record, model_digest, save_record
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
 
@@ -16,7 +14,7 @@ class RunKey(Record):
 
     recipe: str  # SHA-256 of the recipe, without the output folder
     weights: str  # SHA-256 of the weights file, or ""
-    graph: str = ""  # SHA-256 of the ONNX file that is the network, or ""
+    graph: str = ""  # SHA-256 of the ONNX file that is the network, with its external data, or ""
 
 
 class Workspace:
@@ -34,10 +32,11 @@ class Workspace:
         if restart and self.state.exists():
             shutil.rmtree(self.state)
             (self.folder / "verdict.json").unlink(missing_ok=True)
+        weights, file = recipe.model.weights, recipe.model.file
         key = RunKey(
             recipe=recipe_digest(recipe),
-            weights=file_digest(recipe.model.weights),
-            graph=file_digest(recipe.model.file),
+            weights=file_digest(weights) if weights else "",
+            graph=model_digest(file) if file else "",
         )
         place = self.state / "run.json"
         if place.exists():
@@ -63,21 +62,3 @@ def recipe_digest(recipe: Recipe) -> str:
     """Return the SHA-256 of everything in the recipe but where the results go."""
     body = recipe.model_dump(mode="json", exclude={"out"})
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def file_digest(path: Path | None) -> str:
-    """Return the SHA-256 of a file, "" for None.
-
-    Raises:
-        StorageError: the file cannot be read.
-    """
-    if path is None:
-        return ""
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise StorageError(f"Cannot read {path}: {error.strerror}.") from error
-    return digest.hexdigest()

@@ -20,10 +20,11 @@ from pipeline.planning.fit import FittedPlan, Stages
 from pipeline.recipe import Recipe
 from pipeline.records import GroupView, Network
 from pipeline.run import Job, plan_round, target_share
-from pipeline.surgery.prune import prune
+from pipeline.surgery.remove import prune
 from pipeline.tasks.data import Data, load_data
 from pipeline.tasks.evaluate import accuracy, torch_predictor
-from pipeline.training.finetune import RECALIBRATION_IMAGES, finetune
+from pipeline.training.stages import RECALIBRATION_IMAGES, finetune
+from pipeline.training.training import TrainingJob
 from pipeline.workspace import Workspace
 
 # Small, so that few images give the gradients of many batches.
@@ -166,8 +167,15 @@ def _trained(
         anew = recalibrate(pruned, data.calibration(RECALIBRATION_IMAGES, seed))
         recalibrated = _score(anew, data)
     with stages(f"{name}, seed {seed}: fine-tuning") as progress:
-        folder = recipe.out / kind / f"{name}-{seed}"
-        trained, _ = finetune(pruned, job.network, data, recipe.finetune, folder, seed, progress)
+        training = TrainingJob(
+            network=pruned,
+            teacher=job.network,
+            data=data,
+            folder=recipe.out / kind / f"{name}-{seed}",
+            seed=seed,
+            progress=progress,
+        )
+        trained, _ = finetune(training, recipe.finetune)
     with stages(f"{name}, seed {seed}: testing"):
         after = _score(trained, data)
     return Result(

@@ -20,10 +20,10 @@ from pipeline.channels.checks import check_carved, random_keep
 from pipeline.channels.counts import frozen_rows
 from pipeline.channels.find import find_groups
 from pipeline.errors import ProofError
+from pipeline.networks.analyse import fit_to_class
 from pipeline.networks.export import export_graph
 from pipeline.records import Network
-from pipeline.surgery.prune import fit_to_class
-from pipeline.surgery.randomize import randomised
+from pipeline.surgery.proof import randomised
 
 
 def measure(name: str, with_class: bool) -> Entry:

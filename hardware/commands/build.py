@@ -1,6 +1,5 @@
 """`espalier build`: an ONNX file into an engine, also for a chip that is not here."""
 
-import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +28,7 @@ def build(
     with reported("Interrupted."):
         from hardware.errors import BuildError, RuntimeMissingError
         from hardware.graph.model import load_model
+        from hardware.records import model_digest
         from hardware.runtimes import get_runtime
         from hardware.runtimes.base import EngineSettings
         from hardware.runtimes.trt import TensorRt
@@ -43,7 +43,7 @@ def build(
             raise BuildError(f"--capability names an NVIDIA GPU; {runtime} builds for none.")
         settings = EngineSettings(precision=precision, threads=threads)
         path = chosen.build(load_model(model), settings).save(output)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = model_digest(path)
         out.print(
             f"{path}: {precision}, {runtime} {chosen.version()}, {chosen.device()}, "
             f"{path.stat().st_size} bytes, sha256 {digest[:12]}",

@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from hardware.device import Device
 from hardware.errors import BuildError
 from hardware.gate.sample import Loaded, Loader
-from hardware.gate.session import Subject, file_hash
+from hardware.gate.session import Subject
+from hardware.records import model_digest
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import Engine, EngineSettings
 
@@ -73,7 +74,7 @@ def describe(engine: EngineFile, *, is_cold: bool) -> Subject:
     inputs = ((str(loaded.dtypes[name]), tuple(s)) for name, s in loaded.inputs.items())
     return Subject(
         path=str(engine.path),
-        sha256=file_hash(engine.path),
+        sha256=model_digest(engine.path),
         runtime=engine.runtime,
         version=get_runtime(engine.runtime).version(),
         precision=loaded.precision,

@@ -26,9 +26,9 @@ from hardware.gate.sequential_test import (
     Limit,
     SequentialTest,
 )
-from hardware.gate.session import Measurement, file_hash
+from hardware.gate.session import Measurement
 from hardware.lock import machine_lock
-from hardware.records import load_record, save_record
+from hardware.records import load_record, model_digest, save_record
 from hardware.runtimes.base import EngineSettings
 
 Show = Callable[[float, Sequence[Sequence[Comparison]]], None]
@@ -131,7 +131,7 @@ def find_baseline(request: Request) -> EngineFile | Measurement | None:
         )
     recorded = load_record(Measurement, path)
     engine = Path(recorded.subject.path)
-    is_here = engine.is_file() and file_hash(engine) == recorded.subject.sha256
+    is_here = engine.is_file() and model_digest(engine) == recorded.subject.sha256
     if request.is_recorded or not is_here:
         return recorded
     return engine_file(engine, recorded.subject.runtime, settings)

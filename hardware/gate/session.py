@@ -1,15 +1,13 @@
 """What was measured of an engine, how, and whether two measurements may be compared."""
 
-import hashlib
 from collections.abc import Sequence
 from math import log
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from hardware.device import Device, differences
-from hardware.errors import DeviceMismatchError, StorageError
+from hardware.errors import DeviceMismatchError
 from hardware.gate.sample import UnitSamples
 from hardware.gate.sequential_test import SequentialTest
 from hardware.intervals import Interval, median, median_interval
@@ -178,21 +176,3 @@ def _said(value: object) -> str:
     if not isinstance(value, tuple):
         return str(value)
     return ", ".join(f"{dtype} {shape}" for dtype, shape in value)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of an engine's file, and of the weights that lie beside an IR.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    beside = path.with_suffix(".bin")
-    try:
-        for part in (path, beside) if path.suffix == ".xml" and beside.exists() else (path,):
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    except OSError as error:
-        raise StorageError(f"Cannot read {path}: {error.strerror or error}.") from error
-    return digest.hexdigest()

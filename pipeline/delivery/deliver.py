@@ -15,7 +15,7 @@ from hardware.latency import predict as predicting
 from hardware.latency.end_to_end import LOADS, time_engines
 from hardware.latency.layers import Layer, macs_of
 from hardware.latency.table import LatencyTable, load_table
-from hardware.records import save_record, write_whole
+from hardware.records import file_digest, model_digest, save_record, write_whole
 from hardware.runtimes.base import Engine
 from pipeline.delivery.manifest import Manifest, digests, versions, write_manifest
 from pipeline.delivery.verify import Facts, judge, measure_parity, measure_quality
@@ -27,7 +27,6 @@ from pipeline.recipe import Recipe, dump_recipe
 from pipeline.records import EpochRecord, Network, Verdict
 from pipeline.report.report import LayerRow, Report, write_report
 from pipeline.tasks.data import Data
-from pipeline.workspace import file_digest
 
 DELIVERED = ("model.safetensors", "architecture.json", "model.onnx", "engine", "report.html")
 
@@ -194,7 +193,8 @@ def _manifest(
         command=shlex.join(["espalier", *sys.argv[1:]]),
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.seed,
-        weights_sha256=file_digest(recipe.model.weights),
+        weights_sha256=file_digest(weights) if (weights := recipe.model.weights) else "",
+        network_sha256=model_digest(file) if (file := recipe.model.file) else "",
         data_digest=data.digest,
         table=str(bench.path),
         table_sha256=file_digest(bench.path),

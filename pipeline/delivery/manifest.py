@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hardware.device import Device
-from hardware.records import Record, save_record
+from hardware.records import Record, file_digest, save_record
 from pipeline.records import Plan, Verdict
-from pipeline.workspace import file_digest
 
 PACKAGES = (
     "espalier-cnn",
@@ -32,7 +31,8 @@ class Manifest(Record):
     recipe: Mapping[str, Any]  # Any: a recipe's values, as resolved
     seed: int
     weights_sha256: str  # of the weights file given in the recipe, "" without one
-    data_digest: str  # over names and sizes of the images, or of the bundled set
+    network_sha256: str = ""  # of the ONNX file that is the network, with its external data
+    data_digest: str  # over the names of the images and what becomes of them, not over pixels
     table: str
     table_sha256: str
     device: Device

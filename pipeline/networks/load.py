@@ -1,10 +1,6 @@
-"""Names to networks: timm, torchvision, the user's own factory, or an ONNX file."""
+"""A recipe's model section to a network: built or read, with its weights."""
 
-import difflib
-import importlib
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,8 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from pipeline.errors import NetworkError, first_line
-from pipeline.networks.graphform.build import network_of_file
+from pipeline.networks.conversion import network_of_file
+from pipeline.networks.factories import find_factory
 from pipeline.recipe import ModelSection
 from pipeline.records import Network
 
@@ -33,24 +30,7 @@ def load_network(section: ModelSection) -> Network:
     """
     if section.file is not None:
         return _from_file(section, section.file)
-    build = _factory(section.name)
-    try:
-        # Without a weight file the network is random: the same one in every run, so that a run
-        # that is resumed goes on with the network it began with.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            module = build(**section.arguments)
-    except Exception as error:  # a factory is foreign code and may raise anything
-        raise NetworkError(
-            f"{section.name} could not be built with arguments {section.arguments}: "
-            f"{type(error).__name__}: {first_line(error)}. Check `model.arguments`."
-        ) from error
-    if not isinstance(module, nn.Module):
-        raise NetworkError(
-            f"{section.name} returned {type(module).__name__}, not a torch.nn.Module. "
-            "Name a class or a function that returns the network."
-        )
-    module = module.float().eval()
+    module = _build(section).float().eval()
     if section.weights is not None:
         load_weights(module, read_weights(section.weights), section.weights)
     network = Network(
@@ -61,6 +41,28 @@ def load_network(section: ModelSection) -> Network:
     )
     _check_input(network)
     return network
+
+
+def _build(section: ModelSection) -> nn.Module:
+    """Return what the factory of a name builds."""
+    factory = find_factory(section.name)
+    try:
+        # Without a weight file the network is random: the same one in every run, so that a run
+        # that is resumed goes on with the network it began with.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = factory(**section.arguments)
+    except Exception as error:  # a factory is foreign code and may raise anything
+        raise NetworkError(
+            f"{section.name} could not be built with arguments {section.arguments}: "
+            f"{type(error).__name__}: {first_line(error)}. Check `model.arguments`."
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise NetworkError(
+            f"{section.name} returned {type(module).__name__}, not a torch.nn.Module. "
+            "Name a class or a function that returns the network."
+        )
+    return module
 
 
 def _from_file(section: ModelSection, path: Path) -> Network:
@@ -142,91 +144,6 @@ def _listed(what: str, faults: list[str], shown: int = 5) -> list[str]:
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.shape)
-
-
-def _factory(name: str) -> Callable[..., object]:
-    source, separator, rest = name.partition(":")
-    if not (separator and source and rest):
-        raise NetworkError(
-            f"{name!r} names no network. Write timm:NAME, torchvision:NAME, "
-            "package.module:factory or FILE.onnx."
-        )
-    if source == "timm":
-        return _timm_factory(rest)
-    if source == "torchvision":
-        return _torchvision_factory(rest)
-    return _own_factory(source, rest)
-
-
-def _timm_factory(name: str) -> Callable[..., object]:
-    try:
-        import timm
-    except ImportError as error:
-        raise NetworkError(
-            "timm is not installed: pip install timm, or name another network."
-        ) from error
-    if not timm.is_model(name.partition(".")[0]):
-        raise NetworkError(_unknown("timm", name, timm.list_models()))
-    return lambda **arguments: timm.create_model(name, **{"pretrained": False, **arguments})
-
-
-def _torchvision_factory(name: str) -> Callable[..., object]:
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise NetworkError(
-            "torchvision is not installed: pip install torchvision, or name another network."
-        ) from error
-    if name not in (known := models.list_models()):
-        raise NetworkError(_unknown("torchvision", name, known))
-    return lambda **arguments: models.get_model(
-        name,
-        **{"weights": None, "weights_backbone": None, **arguments}
-        if _takes_backbone(name)
-        else {"weights": None, **arguments},
-    )
-
-
-def _takes_backbone(name: str) -> bool:
-    # Dense-prediction builders fetch backbone weights unless told not to.
-    from torchvision import models
-
-    return "weights_backbone" in models.get_model_builder(name).__annotations__
-
-
-def _own_factory(module_name: str, attribute: str) -> Callable[..., object]:
-    try:
-        with _current_folder_importable():
-            module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's code, which may raise anything
-        raise NetworkError(
-            f"Cannot import {module_name!r} for {module_name}:{attribute}: "
-            f"{type(error).__name__}: {first_line(error)}. It is looked for among the installed "
-            f"packages and in the current folder {Path.cwd()}."
-        ) from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        functions = [name for name in vars(module) if callable(getattr(module, name))]
-        raise NetworkError(_unknown(module_name, attribute, functions))
-    factory: Callable[..., object] = found
-    return factory
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
-def _unknown(source: str, name: str, known: Iterable[str]) -> str:
-    names = list(known)
-    close = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
-    hint = f"Did you mean {', '.join(close)}?" if close else f"It has {len(names)} others."
-    return f"{source} has no network {name!r}. {hint}"
 
 
 def _check_input(network: Network) -> None:

@@ -15,7 +15,8 @@ from hardware.errors import StorageError
 from hardware.graph.channel_map import ChannelMap, Keep
 from hardware.records import Record, load_record, save_record, write_whole
 from pipeline.errors import NetworkError, SurgeryError
-from pipeline.networks.graphform.build import rebuild
+from pipeline.networks.conversion import rebuild
+from pipeline.networks.factories import file_of
 from pipeline.networks.graphform.module import GraphForm, Roles
 from pipeline.networks.load import load_network, load_weights
 from pipeline.recipe import ModelSection
@@ -30,18 +31,19 @@ GRAPH = "architecture.onnx"  # of a network in graph form: the carved graph, wit
 class Architecture(Record):
     """What makes a pruned network of the class that it came from, besides the weights."""
 
-    spec: str  # "timm:NAME", "torchvision:NAME", "package.module:factory"
+    spec: str  # as in the recipe: "timm:NAME", "package.module:factory", "path/to/file.py:factory"
     arguments: Mapping[str, Any]  # Any: the user's keyword arguments, as JSON holds them
     input_shape: tuple[int, ...]
     shapes: Mapping[str, tuple[int, ...]]  # parameters and buffers that were narrowed
     parts: Mapping[str, int]  # conv_groups and norm groups that changed, by layer
     emptied: Mapping[str, ZerosRule]  # layers of emptied branches, by path
     untrained: tuple[str, ...]  # parameters that surgery set to zero for good
-    keep: Mapping[str, tuple[int, ...]]  # per pruning group the original units that are left
+    keep: Mapping[str, tuple[int, ...]]  # per pruning group the original channels that are left
     widths: Mapping[str, int]  # of the same groups in the original network
     weights_sha256: str
     graph: Roles | None = None  # of a network in graph form: what the graph's tensors are
     graph_sha256: str | None = None
+    file: str | None = None  # where the Python file lay that `spec` names, from the root
 
 
 def save_network(
@@ -55,7 +57,7 @@ def save_network(
         network: pruned, any number of times, from `original`.
         original: gives the shapes before pruning.
         channels: the channel map of `original`.
-        keep: per group of `channels` the units that are left; for the reader of the file.
+        keep: per group of `channels` the channels that are left; for the reader of the file.
         folder: created where it is missing.
 
     Raises:
@@ -88,6 +90,7 @@ def save_network(
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         graph=form.roles if form else None,
         graph_sha256=hashlib.sha256(graph).hexdigest() if form else None,
+        file=str(file.resolve()) if (file := file_of(network.spec)) is not None else None,
     )
     try:
         architecture.model_dump(mode="json")
@@ -119,7 +122,7 @@ def load_pruned(folder: Path) -> Network:
     network = load_network(
         ModelSection.model_validate(
             {
-                "name": architecture.spec,
+                "name": _name_of(architecture, folder),
                 "arguments": dict(architecture.arguments),
                 "input_shape": architecture.input_shape,
             }
@@ -140,6 +143,25 @@ def load_pruned(folder: Path) -> Network:
     set_zero(module, architecture.untrained)
     run_once(module, network.example())
     return network
+
+
+def _name_of(architecture: Architecture, folder: Path) -> str:
+    """Return the name under which the class is found now: its file may lie in another folder.
+
+    Where it lay counts before the path in the recipe, which may be that of another project's file
+    in the current folder.
+    """
+    named = file_of(architecture.spec)
+    if named is None or architecture.file is None:
+        return architecture.spec
+    for file in (Path(architecture.file), named):
+        if file.is_file():
+            return f"{file}:{architecture.spec.rpartition(':')[2]}"
+    raise NetworkError(
+        f"{folder} holds a network of {architecture.spec}, and that file is neither at "
+        f"{architecture.file}, where it lay, nor at {named.resolve()}. Put it there, or load the "
+        f"network from the folder in which {named} is."
+    )
 
 
 def _load_graph_form(

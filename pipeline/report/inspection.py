@@ -111,7 +111,8 @@ def question_of(
     """Return what a command line asks for; a recipe brings its model, surgery and data sections.
 
     Args:
-        model: timm:NAME, torchvision:NAME, package.module:factory, an ONNX file, or a recipe.
+        model: timm:NAME, torchvision:NAME, package.module:factory, path/to/file.py:factory, an
+            ONNX file, or a recipe.
         input_shape: "channels,height,width"; None: 3,224,224, or the recipe's.
         weights: a safetensors file.
         surgery: the form that is looked at; None: the recipe's, or auto.

@@ -14,11 +14,11 @@ from pipeline.surgery.narrow import emptied_branches, named_tensors
 
 @contextmanager
 def masked(module: nn.Module, channels: ChannelMap, keep: Keep) -> Iterator[None]:
-    """Let a module compute what it would compute without the units that are not kept.
+    """Let a module compute what it would compute without the channels that are not kept.
 
-    Units are silenced where they are *read*: the input columns that read them are zero. That is
-    exact whatever happens to the units on the way (an activation that maps 0 to something else, a
-    batch norm's shift). A branch at width 0 is silenced by zeroing its own parameters, so that it
+    Channels are silenced where they are *read*: the input columns that read them are zero. That is
+    exact whatever happens to the channels on the way (an activation that maps 0 to something else,
+    a batch norm's shift). A branch at width 0 is silenced by zeroing its own parameters, so that it
     adds zero. On leaving, everything is restored bit for bit, also after an error.
 
     Only what changes is copied: entering costs as much as the masked columns are large.
@@ -26,7 +26,7 @@ def masked(module: nn.Module, channels: ChannelMap, keep: Keep) -> Iterator[None
     Args:
         module: changed inside the `with` block only.
         channels: the channel map of this module.
-        keep: per group the units that stay; groups that are not named stay whole.
+        keep: per group the channels that stay; groups that are not named stay whole.
 
     Raises:
         SurgeryError: `keep` makes no sense, or the channel map is that of another network.
@@ -59,15 +59,15 @@ def masked(module: nn.Module, channels: ChannelMap, keep: Keep) -> Iterator[None
 def _columns(
     channels: ChannelMap, name: str, units: tuple[int, ...]
 ) -> Iterator[tuple[str, int, list[int]]]:
-    """Yield (parameter, axis, positions) of what reads the units of a group that do not stay."""
+    """Yield (parameter, axis, positions) of what reads the channels of a group that do not stay."""
     group, kept = channels.group(name), set(units)
     if not units or len(units) == group.width:  # an emptied group goes with its branch
         return
-    for piece in group.slices:
-        if piece.role == "input":
-            positions = [p for p, unit in enumerate(piece.units) if unit >= 0 and unit not in kept]
+    for part in group.slices:
+        if part.role == "input":
+            positions = [p for p, unit in enumerate(part.units) if unit >= 0 and unit not in kept]
             if positions:
-                yield piece.parameter, piece.axis, positions
+                yield part.parameter, part.axis, positions
 
 
 def _tensor(tensors: dict[str, Tensor], name: str) -> Tensor:

@@ -2,19 +2,20 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.overrides import TorchFunctionMode
 
 from hardware.graph.channel_map import Branch, ChannelMap, Keep
 from pipeline.errors import SurgeryError, first_line
-from pipeline.surgery.sizes import SizesOnly
 
 Cuts = Mapping[str, Mapping[int, tuple[int, ...]]]
 """Per parameter and axis the positions that stay, ascending."""
@@ -32,7 +33,7 @@ def emptied_branches(channels: ChannelMap, keep: Keep) -> tuple[Branch, ...]:
     """Return the branches that `keep` empties, after checking that `keep` makes sense.
 
     Raises:
-        SurgeryError: units out of range or not ascending, a frozen group that is cut, or a group
+        SurgeryError: channels out of range or not ascending, a frozen group that is cut, or a group
             at width 0 whose branch is not emptied as a whole.
     """
     empty = {name for name, units in keep.items() if not units}
@@ -49,12 +50,12 @@ def emptied_branches(channels: ChannelMap, keep: Keep) -> tuple[Branch, ...]:
             0 <= unit < group.width for unit in units
         ):
             raise SurgeryError(
-                f"The units to keep of group {name} must ascend within 0..{group.width - 1}; "
+                f"The channels to keep of group {name} must ascend within 0..{group.width - 1}; "
                 f"got {units}."
             )
         if group.frozen is not None and 0 < len(units) < group.width:
             raise SurgeryError(
-                f"Group {name} may not be pruned: {group.frozen}. Keep all {group.width} units."
+                f"Group {name} may not be pruned: {group.frozen}. Keep all {group.width} channels."
             )
     return branches
 
@@ -71,10 +72,10 @@ def find_cuts(channels: ChannelMap, keep: Keep) -> Cuts:
         if not units:
             continue
         kept = set(units)
-        for piece in channels.group(name).slices:
-            gone = {p for p, unit in enumerate(piece.units) if unit >= 0 and unit not in kept}
-            removed.setdefault(piece.parameter, {}).setdefault(piece.axis, set()).update(gone)
-            lengths[piece.parameter, piece.axis] = len(piece.units)
+        for part in channels.group(name).slices:
+            gone = {p for p, unit in enumerate(part.units) if unit >= 0 and unit not in kept}
+            removed.setdefault(part.parameter, {}).setdefault(part.axis, set()).update(gone)
+            lengths[part.parameter, part.axis] = len(part.units)
     return {
         parameter: {
             axis: tuple(p for p in range(lengths[parameter, axis]) if p not in gone)
@@ -295,3 +296,39 @@ def shapes_of(values: object) -> str:
     if isinstance(values, (tuple, list)):
         return ", ".join(shapes_of(value) for value in values)
     return type(values).__name__
+
+
+class SizesOnly(TorchFunctionMode):
+    """Batch norms that compute nothing: to be entered while a network runs on the meta device.
+
+    There torch takes a batch norm apart into a dozen operations in Python, which is half of the
+    time of a run. Its output has the size of its input; only its parameters must fit.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],  # Any: every function of torch comes by
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Run a function of torch, other than a batch norm."""
+        if func is functional.batch_norm:
+            return _sized(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _sized(
+    images: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *_: object,
+    **__: object,
+) -> Tensor:
+    """Return the output of a batch norm on the meta device."""
+    for tensor in (running_mean, running_var, weight, bias):
+        if tensor is not None and tensor.numel() != images.shape[1]:
+            raise RuntimeError(f"a batch norm of {tensor.numel()} channels reads {images.shape[1]}")
+    return torch.empty_like(images)

@@ -15,7 +15,7 @@ from pipeline.surgery.narrow import Cuts, emptied_branches, find_cuts, named_ten
 
 
 def prune(network: Network, channels: ChannelMap, keep: Keep) -> Network:
-    """Return a copy of a network with only the units in `keep`; class and `forward` are the user's.
+    """Return a copy of a network with only the channels in `keep`, of the user's own class.
 
     A network in graph form is carved.
 
@@ -25,8 +25,8 @@ def prune(network: Network, channels: ChannelMap, keep: Keep) -> Network:
     Args:
         network: stays as it is.
         channels: its channel map.
-        keep: per group the units that stay, ascending; groups that are not named stay whole, ()
-            empties the branch that a group belongs to.
+        keep: per group the channels that stay, ascending; groups that are not named stay whole,
+            () empties the branch that a group belongs to.
 
     Raises:
         SurgeryError: `keep` or the map do not fit, or `forward` cannot run at the new widths.
@@ -75,7 +75,7 @@ def failing(names: Sequence[str], fails: Callable[[Sequence[str]], str | None]) 
     accepted: list[str] = []
     left_out: dict[str, str] = {}
 
-    def settle(some: Sequence[str], reason: str | None = None) -> None:
+    def sort(some: Sequence[str], reason: str | None = None) -> None:
         if not some:
             return
         reason = reason or fails([*accepted, *some])
@@ -85,10 +85,10 @@ def failing(names: Sequence[str], fails: Callable[[Sequence[str]], str | None]) 
             left_out[some[0]] = reason
         else:
             known, half = len(left_out), len(some) // 2
-            settle(some[:half])
-            settle(some[half:], reason if len(left_out) == known else None)
+            sort(some[:half])
+            sort(some[half:], reason if len(left_out) == known else None)
 
-    settle(names)
+    sort(names)
     return left_out
 
 

@@ -108,7 +108,7 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     Args:
         pixels: (n, height, width, channels), uint8.
         mean: one value per channel, of pixels in [0, 1].
-        std: likewise.
+        std: one value per channel, of pixels in [0, 1].
 
     Returns:
         (n, channels, height, width), float32, channels-last in memory.

@@ -48,11 +48,12 @@ class Data:
     train: Tensor  # (n,) which of the pool are trained on
     validation: Tensor  # (m,) which are held back
     test_images: int
+    files_sha256: str  # of the names of all image files, in order; "" for a bundled set
     open_test: Callable[[], Images]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Images per split: train, validation, test."""
+        """The number of images per split: train, validation, test."""
         return {
             "train": len(self.train),
             "validation": len(self.validation),
@@ -61,14 +62,14 @@ class Data:
 
     @property
     def train_steps(self) -> int:
-        """Batches per training epoch: whole ones only, or one where all images are less."""
+        """The batches of a training epoch: whole ones only, or one where all images are less."""
         return max(1, len(self.train) // self.section.batch)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what decides the batches, except the pixels and where they lie."""
-        taste = self.section.model_dump(mode="json", exclude={"source", "workers", "memory_bytes"})
-        facts = [taste, self.classes, self.seed, self.sizes, self.mean, self.std]
+        """The SHA-256 of what decides the batches, except the pixels and where they lie."""
+        asked = self.section.model_dump(mode="json", exclude={"source", "workers", "memory_bytes"})
+        facts = [asked, self.classes, self.seed, self.sizes, self.mean, self.std, self.files_sha256]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def train_batches(self, epoch: int) -> Iterator[Batch]:
@@ -142,8 +143,8 @@ def load_data(
         section: source, split, normalisation and augmentation.
         input_shape: of one network input, (channels, height, width).
         seed: of the validation split, of the order and of the augmentation.
-        progress: told (done, total, what) while training images are decoded; the test images
-            are decoded when they are read.
+        progress: called with (done, total, what) while training images are decoded; the test
+            images are decoded when they are read.
 
     Raises:
         DataError: images are missing, unreadable or too few, classes do not agree, or the
@@ -157,26 +158,32 @@ def load_data(
             "Raise it, or leave it out to crop as little as possible."
         )
     form = Format(channels=channels, size_px=(height, width), resize_px=section.resize)
-    if section.source == "digits":
-        classes, pool, test_images, open_test = _digits(form)
-    else:
-        classes, pool, test_images, open_test = _folders(section, form, progress)
-    train, validation = _split(pool.labels, section.validation_share, seed, classes)
+    found = _digits(form) if section.source == "digits" else _folders(section, form, progress)
+    train, validation = _split(found.pool.labels, section.validation_share, seed, found.classes)
     return Data(
-        classes=classes,
+        classes=found.classes,
         section=section,
         seed=seed,
         mean=mean,
         std=std,
-        pool=pool,
+        pool=found.pool,
         train=train,
         validation=validation,
-        test_images=test_images,
-        open_test=open_test,
+        test_images=found.test_images,
+        files_sha256=found.files_sha256,
+        open_test=found.open_test,
     )
 
 
-Source = tuple[tuple[str, ...], Images, int, Callable[[], Images]]
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """The images of a recipe before they are split and normalised."""
+
+    classes: tuple[str, ...]
+    pool: Images  # training and validation images
+    test_images: int
+    open_test: Callable[[], Images]
+    files_sha256: str = ""
 
 
 def _folders(section: DataSection, form: Format, progress: Progress | None) -> Source:
@@ -198,11 +205,13 @@ def _folders(section: DataSection, form: Format, progress: Progress | None) -> S
                 "Both splits need the same class folders."
             )
     load = partial(load_images, form=form, memory_bytes=section.memory_bytes)
-    return (
-        tuple(train),
-        load(train, cropped="crop" in section.augment, progress=progress),
-        sum(map(len, test.values())),
-        lambda: load(test, cropped=False),
+    named = [{kind: [f.name for f in files] for kind, files in s.items()} for s in (train, test)]
+    return Source(
+        classes=tuple(train),
+        pool=load(train, cropped="crop" in section.augment, progress=progress),
+        test_images=sum(map(len, test.values())),
+        open_test=lambda: load(test, cropped=False),
+        files_sha256=hashlib.sha256(json.dumps(named).encode()).hexdigest(),
     )
 
 
@@ -220,7 +229,12 @@ def _digits(form: Format) -> Source:
     classes = tuple(str(name) for name in bunch.target_names)
     train, test = _split(labels, DIGITS_TEST_SHARE, 0, classes)
     images = HeldImages(pixels[test], labels[test], form)
-    return classes, HeldImages(pixels[train], labels[train], form), len(test), lambda: images
+    return Source(
+        classes=classes,
+        pool=HeldImages(pixels[train], labels[train], form),
+        test_images=len(test),
+        open_test=lambda: images,
+    )
 
 
 def _normalisation(

@@ -37,7 +37,7 @@ def accuracy(
     Args:
         predict: from images to logits.
         batches: images (n, channels, height, width) and labels (n,).
-        progress: told (images done, total, what is known so far) after every batch.
+        progress: called with (images done, total, what is known so far) after every batch.
         total: images in all, for `progress`; 0: not known, and the images done are given instead.
 
     Raises:

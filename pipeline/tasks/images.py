@@ -33,7 +33,7 @@ class Format:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of one image."""
+        """The bytes of one image."""
         return self.channels * self.size_px[0] * self.size_px[1]
 
 
@@ -146,7 +146,7 @@ def load_images(
         form: what the images become.
         cropped: random crops will be asked for.
         memory_bytes: the most that decoded images may take.
-        progress: told after every block of decoded images.
+        progress: called after every block of decoded images.
 
     Raises:
         DataError: a file cannot be read; it is named.

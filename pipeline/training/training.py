@@ -1,4 +1,4 @@
-"""One training, resumable after every epoch: what pruned networks and sparse ones share."""
+"""One training, resumable after every epoch: what fine-tuning and sparsifying share."""
 
 import hashlib
 import json
@@ -8,20 +8,21 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
-from pipeline.processor import has_bf16
+from pipeline.processor import has_bf16, memory_format
 from pipeline.recipe import TrainingSection
 from pipeline.records import EpochRecord, Network
 from pipeline.tasks.augmentation import seed_of
 from pipeline.tasks.data import Batch, Data
 from pipeline.tasks.evaluate import accuracy, torch_predictor
 from pipeline.training.checkpoints import best_of, digest_of, load_checkpoint, save_checkpoint
+from pipeline.training.sparsifying.targets import Penalty
 from pipeline.training.step import distillation_loss, learning_rate_at, make_optimizer
 
 log = logging.getLogger(__name__)
@@ -29,29 +30,20 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is known so far
 
 
-class Pull:
-    """What a training does besides learning: nothing, unless a subclass says so."""
+def silent(done: int, total: int, text: str) -> None:
+    """Show nothing of the progress."""
 
-    def begin(self, epoch: int) -> None:
-        """Get ready for an epoch, counted from 0."""
 
-    def penalty(self) -> Tensor | None:
-        """Return what is added to the loss of this step, None for nothing."""
-        return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """What is trained, on what, and where its state goes."""
 
-    def after_step(self) -> None:
-        """Change what the optimizer has just changed."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the tensors that a resumed training needs."""
-        return {}
-
-    def take_up(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
-
-    def facts(self) -> dict[str, object]:
-        """Return what decides the result, besides the section: a resumed training must agree."""
-        return {}
+    network: Network  # left as it is: a copy is trained
+    teacher: Network | None = None  # whose outputs are learned too; None: labels alone
+    data: Data  # training and validation images
+    folder: Path  # for the state after every epoch, of this training alone
+    seed: int  # of dropout; order and augmentation follow the seed of `data`
+    progress: Progress = silent  # called after every step
 
 
 class Training:
@@ -59,29 +51,31 @@ class Training:
 
     def __init__(
         self,
-        student: Network,
-        teacher: Network | None,
-        data: Data,
+        job: TrainingJob,
         section: TrainingSection,
-        folder: Path,
-        seed: int,
         place: torch.device,
-        pull: Callable[[nn.Module], Pull] | None = None,
+        penalty: Callable[[nn.Module], Penalty] = lambda _: Penalty(),
     ) -> None:
-        self.student, self.data, self.section = student, data, section
-        self.folder, self.seed, self.place = folder, seed, place
-        taught = teacher is not None and section.distill > 0
-        self.teacher = _placed(teacher.module, place).eval() if teacher and taught else None
-        self.module = _placed(student.module, place)
+        """Get ready to train from the first epoch.
+
+        Args:
+            job: what is trained.
+            section: how it is trained.
+            place: where it is trained.
+            penalty: makes the penalty of the copy that is trained.
+        """
+        self.job, self.section, self.place = job, section, place
+        self.data, self.layout = job.data, memory_format(job.network.module, place)
+        teacher = job.teacher if section.distill > 0 else None
+        self.teacher = _placed(teacher.module, place, self.layout).eval() if teacher else None
+        self.module = _placed(job.network.module, place, self.layout)
         self.bf16 = section.bf16 and has_bf16(place)
         if section.bf16 and not self.bf16:
             log.info("This %s has no bf16 instructions: training in float32.", place.type)
         self.optimizer = make_optimizer(self.module, section)
         self.best_state = _copied(self.module)
-        self.pull = pull(self.module) if pull else Pull()
-        self.belongs_to = _belongs_to(
-            student, teacher if taught else None, data, section, seed, self.pull.facts()
-        )
+        self.penalty = penalty(self.module)
+        self.belongs_to = _belongs_to(job, teacher, section, self.penalty.facts())
 
     def precision(self) -> AbstractContextManager[object]:
         """Return the context that forward passes run in."""
@@ -90,8 +84,8 @@ class Training:
         return torch.autocast(self.place.type, dtype=torch.bfloat16)
 
     def resume(self) -> tuple[EpochRecord, ...]:
-        """Take up the state in the folder; return the epochs that are finished."""
-        found = load_checkpoint(self.folder, self.belongs_to)
+        """Continue from the state in the folder; return the epochs that are finished."""
+        found = load_checkpoint(self.job.folder, self.belongs_to)
         if found is None:
             return ()
         checkpoint, tensors = found
@@ -100,40 +94,42 @@ class Training:
         self.best_state = best or now
         for name, buffer in self._momentum().items():
             buffer.copy_(tensors[name])
-        self.pull.take_up(_part(tensors, "pull."))
-        log.info("Training continues after epoch %d, from %s.", len(checkpoint.epochs), self.folder)
+        self.penalty.resume(_part(tensors, "penalty."))
+        log.info(
+            "Training continues after epoch %d, from %s.", len(checkpoint.epochs), self.job.folder
+        )
         return checkpoint.epochs
 
     def save(self, epochs: tuple[EpochRecord, ...]) -> None:
         """Write the state after the last of `epochs`, and keep the weights where it is the best."""
         tensors = {f"student.{name}": value for name, value in self.module.state_dict().items()}
         tensors |= self._momentum()
-        tensors |= {f"pull.{name}": value for name, value in self.pull.state().items()}
+        tensors |= {f"penalty.{name}": value for name, value in self.penalty.state().items()}
         if best_of(epochs) == epochs[-1]:
             self.best_state = _copied(self.module)
         else:
             tensors |= {f"best.{name}": value for name, value in self.best_state.items()}
-        save_checkpoint(self.folder, self.belongs_to, epochs, tensors)
+        save_checkpoint(self.job.folder, self.belongs_to, epochs, tensors)
 
     def best(self, epochs: tuple[EpochRecord, ...]) -> Network:
-        """Return the student with the weights of its best epoch."""
+        """Return the network with the weights of its best epoch."""
         if epochs:
             self.module.load_state_dict(self.best_state)
         return self.last()
 
     def last(self) -> Network:
-        """Return the student with the weights that it has now."""
+        """Return the network with the weights that it has now."""
         module = self.module.to("cpu").to(memory_format=torch.contiguous_format)
-        return replace(self.student, module=module.eval())
+        return replace(self.job.network, module=module.eval())
 
-    def run_epoch(self, before: tuple[EpochRecord, ...], progress: Progress) -> EpochRecord:
+    def run_epoch(self, before: tuple[EpochRecord, ...]) -> EpochRecord:
         """Train for one epoch and return what was measured."""
         epoch, steps = len(before), self.data.train_steps
         start_ns = time.perf_counter_ns()
         # For dropout. The caller's generator gets its own state back, see `repeatable`.
-        torch.manual_seed(seed_of("dropout", self.seed, epoch))
+        torch.manual_seed(seed_of("dropout", self.job.seed, epoch))
         self.module.train()
-        self.pull.begin(epoch)
+        self.penalty.begin(epoch)
         known = f", validation {before[-1].val_accuracy_pct:.2f} %" if before else ""
         total, rates = 0.0, []
         for step, batch in enumerate(self.data.train_batches(epoch)):
@@ -143,9 +139,9 @@ class Training:
                 raise self._not_a_number(epoch, step, rates[-1])
             total += loss
             text = f"epoch {epoch + 1}/{self.section.epochs}, loss {loss:.3f}{known}"
-            progress(epoch * steps + step + 1, self.section.epochs * steps, text)
+            self.job.progress(epoch * steps + step + 1, self.section.epochs * steps, text)
         score = accuracy(
-            torch_predictor(replace(self.student, module=self.module)),
+            torch_predictor(replace(self.job.network, module=self.module)),
             self.data.validation_batches(),
         )
         record = EpochRecord(
@@ -184,6 +180,7 @@ class Training:
     def _step(self, batch: Batch) -> float:
         """Learn from one batch and return its loss; NaN, with nothing learned, where not finite."""
         images, labels = (part.to(self.place, non_blocking=True) for part in batch)
+        images = images.contiguous(memory_format=self.layout)
         taught: Tensor | None = None
         with self.precision():
             if self.teacher is not None:
@@ -193,7 +190,7 @@ class Training:
         # What inference mode made can be learned from only as a copy.
         taught = None if taught is None else taught.clone()
         loss = distillation_loss(logits, labels, taught, self.section)
-        if (penalty := self.pull.penalty()) is not None:
+        if (penalty := self.penalty.loss()) is not None:
             loss = loss + penalty
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
@@ -202,7 +199,7 @@ class Training:
         if not (math.isfinite(found) and math.isfinite(norm.item())):
             return math.nan
         self.optimizer.step()
-        self.pull.after_step()
+        self.penalty.after_step()
         return found
 
     def _logits(self, module: nn.Module, images: Tensor, role: str) -> Tensor:
@@ -228,10 +225,9 @@ class Training:
         )
 
 
-def _placed(module: nn.Module, place: torch.device) -> nn.Module:
-    """Return a float32 copy on the device, channels last."""
-    copy = deepcopy(module).to(place, torch.float32)
-    return copy.to(memory_format=torch.channels_last)
+def _placed(module: nn.Module, place: torch.device, layout: torch.memory_format) -> nn.Module:
+    """Return a float32 copy on the device, in a memory layout."""
+    return deepcopy(module).to(place, torch.float32).to(memory_format=layout)
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
@@ -247,18 +243,16 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _belongs_to(
-    student: Network,
+    job: TrainingJob,
     teacher: Network | None,
-    data: Data,
     section: TrainingSection,
-    seed: int,
     also: Mapping[str, object],
 ) -> dict[str, str]:
     """Return digests of all that decides the result of a training."""
-    state = student.module.state_dict()
+    network, state = job.network, job.network.module.state_dict()
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     facts = {
-        "architecture": [student.spec, dict(student.arguments), student.input_shape, shapes],
+        "architecture": [network.spec, dict(network.arguments), network.input_shape, shapes],
         f"{section.NAME} section": section.model_dump(mode="json"),
         **also,
     }
@@ -269,10 +263,6 @@ def _belongs_to(
     return digests | {
         "starting weights": digest_of(state),
         "teacher": digest_of(teacher.module.state_dict()) if teacher else "",
-        "data": data.digest,
-        "seed": str(seed),
+        "data": job.data.digest,
+        "seed": str(job.seed),
     }
-
-
-def silent(done: int, total: int, text: str) -> None:
-    """Tell nobody."""

@@ -3,9 +3,18 @@ import subprocess
 import sys
 
 import pytest
+from onnx import TensorProto, helper
+from onnx.external_data_helper import set_external_data
 
 from hardware.errors import StorageError
-from hardware.records import Record, load_record, save_record, write_whole
+from hardware.records import (
+    Record,
+    file_digest,
+    load_record,
+    model_digest,
+    save_record,
+    write_whole,
+)
 
 
 class Point(Record):
@@ -70,3 +79,36 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path):
 
     with pytest.raises(StorageError, match="Free space or choose another output folder"):
         write_whole(tmp_path / "file" / "x.json", "{}")
+
+
+def test_the_digest_of_a_model_covers_the_files_that_hold_its_weights(tmp_path):
+    weight, constant = (TensorProto(name=n, data_type=TensorProto.FLOAT, dims=[4]) for n in "ab")
+    paths = {name: tmp_path / name for name in ("a", "b", "net.onnx", "ir.xml", "ir.bin")}
+    for tensor in (weight, constant):  # each in a file of its own name
+        tensor.raw_data = bytes(16)
+        set_external_data(tensor, tensor.name)
+        tensor.ClearField("raw_data")
+        paths[tensor.name].write_bytes(bytes(16))
+    nodes = [
+        helper.make_node("Constant", [], ["k"], value=constant),
+        helper.make_node("Add", ["a", "k"], ["y"]),
+    ]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
+    model = helper.make_model(helper.make_graph(nodes, "sum", [], [output], [weight]))
+    paths["net.onnx"].write_bytes(model.SerializeToString())
+    paths["ir.xml"].write_text("<net/>")
+    paths["ir.bin"].write_bytes(b"1")
+
+    for file, changed in (("net.onnx", "a"), ("net.onnx", "b"), ("ir.xml", "ir.bin")):
+        before = model_digest(paths[file])
+        paths[changed].write_bytes(b"other")
+        assert model_digest(paths[file]) != before
+    paths["a"].unlink()
+    with pytest.raises(StorageError, match=r"Cannot read .*/a: No such file"):
+        model_digest(paths["net.onnx"])
+
+
+def test_a_file_that_is_no_onnx_model_has_a_digest(tmp_path):
+    (tmp_path / "net.onnx").write_text("a text")
+
+    assert model_digest(tmp_path / "net.onnx") == file_digest(tmp_path / "net.onnx")

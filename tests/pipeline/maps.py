@@ -74,6 +74,39 @@ def resnet_map(net: ResNet, *, streams: bool = True) -> ChannelMap:
     return ChannelMap(groups=tuple(groups), branches=tuple(branches))
 
 
+class Chain(nn.Module):
+    """Two convolutions and a head; `fixed` says which widths its `forward` fixes, and how."""
+
+    def __init__(self, fixed=None):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+        self.fixed = fixed
+
+    def forward(self, x):
+        x = torch.sigmoid(self.bn1(self.conv1(x)))
+        x = torch.sigmoid(self.bn2(self.conv2(x)))
+        if self.fixed == "second":
+            x = x.view(x.shape[0], 8, 8, 8)
+        if self.fixed == "together" and x.shape[1] < 8 and self.conv1.out_channels < 6:
+            raise ValueError("either may shrink, not both")
+        if self.fixed == "not on meta":
+            x = x * float(x.sum() * 0 + 1)
+        return self.head(x.mean((2, 3)))
+
+
+def chain(fixed: str | None = None) -> tuple[Network, ChannelMap]:
+    """Return a chain and the two groups of its convolutions."""
+    others = [cut("conv1.bias", "bias", 6)]
+    second = [cut("conv2.bias", "bias", 8)]
+    groups = (
+        group(6, ["conv1"], ["bn1"], ["conv2"], others),
+        group(8, ["conv2"], ["bn2"], ["head"], second),
+    )
+    return network_of(Chain(fixed), 3, 8, 8), ChannelMap(groups=groups)
+
+
 def random_keep(channels: ChannelMap, seed: int, emptied: int = 0) -> dict[str, tuple[int, ...]]:
     """Return between a quarter and all units of every prunable group, and some emptied branches."""
     source = random.Random(seed)

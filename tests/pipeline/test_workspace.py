@@ -1,10 +1,13 @@
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from hardware.errors import StorageError
 from hardware.records import Record
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
-from pipeline.workspace import Workspace, file_digest
+from pipeline.workspace import Workspace
 
 
 class Note(Record):
@@ -62,5 +65,37 @@ def test_a_damaged_record_is_named(tmp_path):
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):
+    model = {"name": "timm:resnet18", "input_shape": [3, 32, 32]}
+
     with pytest.raises(StorageError, match=r"Cannot read .*none\.safetensors"):
-        file_digest(tmp_path / "none.safetensors")
+        Workspace(recipe(tmp_path, model={**model, "weights": tmp_path / "none.safetensors"}))
+
+
+def test_other_weights_in_a_side_file_of_the_network_are_noticed(tmp_path):
+    network = tmp_path / "net.onnx"
+    save_product(network, weight=1.0)
+    asked = recipe(tmp_path / "out", model={"name": str(network), "input_shape": [1, 4, 4]})
+    Workspace(asked)
+    before = network.read_bytes()
+
+    save_product(network, weight=2.0)
+
+    assert network.read_bytes() == before
+    with pytest.raises(RecipeError, match="of other weights"):
+        Workspace(asked)
+
+
+def save_product(path, weight: float) -> None:
+    """Save a network that multiplies by a tensor, which lies in a file of its own."""
+    values = numpy_helper.from_array(np.full((4, 4), weight, np.float32), "weight")
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 1, 4, 4]) for n in "xy"]
+    node = helper.make_node("Mul", ["x", "weight"], ["y"])
+    graph = helper.make_graph([node], "product", [ends[0]], [ends[1]], [values])
+    (path.parent / "weights.bin").unlink(missing_ok=True)
+    onnx.save(
+        helper.make_model(graph),
+        path,
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=0,
+    )

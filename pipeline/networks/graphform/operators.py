@@ -34,18 +34,18 @@ def folded(function: Callable[[Tensor, Tensor], Tensor]) -> Operator:
 
 
 def mean(node: Node, *inputs: Tensor) -> Tensor:
-    """Mean: of any number of tensors."""
+    """Compute Mean, of any number of tensors."""
     return functools.reduce(torch.add, inputs) / len(inputs)
 
 
 def divide(node: Node, x: Tensor, y: Tensor) -> Tensor:
-    """Div: whole numbers give a whole number."""
+    """Compute Div; whole numbers give a whole number."""
     is_whole = not (x.is_floating_point() or y.is_floating_point())
     return torch.div(x, y, rounding_mode="trunc" if is_whole else None)
 
 
 def clip(node: Node, x: Tensor, *_: Tensor | None) -> Tensor:
-    """Clip."""
+    """Compute Clip."""
     low, high = node.constant(1), node.constant(2)
     bounds = (
         node.get("min", None) if low is None else float(low[0]),
@@ -55,7 +55,7 @@ def clip(node: Node, x: Tensor, *_: Tensor | None) -> Tensor:
 
 
 def prelu(node: Node, x: Tensor, slope: Tensor) -> Tensor:
-    """PRelu: the slope broadcasts from the last axis on."""
+    """Compute PRelu; the slope broadcasts from the last axis on."""
     return torch.where(x < 0, slope * x, x)
 
 
@@ -85,7 +85,7 @@ def reduction(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Op
 
 
 def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
-    """Gemm."""
+    """Compute Gemm."""
     a = a.t() if node.get("transA", 0) else a
     b = b.t() if node.get("transB", 0) else b
     alpha, beta = node.get("alpha", 1.0), node.get("beta", 1.0)
@@ -99,7 +99,7 @@ def gemm(node: Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
 def batch_norm(
     node: Node, x: Tensor, scale: Tensor, bias: Tensor, average: Tensor, variance: Tensor
 ) -> Tensor:
-    """BatchNormalization that is no layer: its statistics are fixed, or the batch's own."""
+    """Compute a BatchNormalization that is no layer: with fixed statistics, or the batch's own."""
     epsilon = node.get("epsilon", 1e-5)
     if node.get("training_mode", 0):
         return functional.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
@@ -107,12 +107,12 @@ def batch_norm(
 
 
 def instance_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """InstanceNormalization."""
+    """Compute InstanceNormalization."""
     return functional.instance_norm(x, weight=scale, bias=bias, eps=node.get("epsilon", 1e-5))
 
 
 def group_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """GroupNormalization: before opset 21 a scale per group, then one per channel."""
+    """Compute GroupNormalization: before opset 21 with a scale per group, then one per channel."""
     groups = node.get("num_groups", 1)
     if len(scale) != x.shape[1]:
         scale, bias = (part.repeat_interleave(x.shape[1] // groups) for part in (scale, bias))
@@ -120,33 +120,33 @@ def group_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def layer_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-    """LayerNormalization: over all axes from `axis` on."""
+    """Compute LayerNormalization, over all axes from `axis` on."""
     shape = x.shape[int(node.get("axis", -1)) % x.ndim :]
     shift = None if bias is None else bias.expand(shape)
     return functional.layer_norm(x, shape, scale.expand(shape), shift, node.get("epsilon", 1e-5))
 
 
 def rms_norm(node: Node, x: Tensor, scale: Tensor) -> Tensor:
-    """RMSNormalization: over all axes from `axis` on."""
+    """Compute RMSNormalization, over all axes from `axis` on."""
     shape = x.shape[int(node.get("axis", -1)) % x.ndim :]
     return functional.rms_norm(x, list(shape), scale.expand(shape), node.get("epsilon", 1e-5))
 
 
 def local_norm(node: Node, x: Tensor) -> Tensor:
-    """LRN."""
+    """Compute LRN, which normalises by neighbouring channels."""
     options = node.get("alpha", 1e-4), node.get("beta", 0.75), node.get("bias", 1.0)
     return functional.local_response_norm(x, node.get("size", 1), *options)
 
 
 def lp_norm(node: Node, x: Tensor) -> Tensor:
-    """LpNormalization."""
+    """Compute LpNormalization."""
     axis, power = node.get("axis", -1), node.get("p", 2)
     size: Tensor = torch.linalg.vector_norm(x, ord=power, dim=axis, keepdim=True)
     return x / size
 
 
 def same(node: Node, x: Tensor, *_: Tensor | None) -> Tensor:
-    """Identity, and Dropout in evaluation: in training a layer runs in its place."""
+    """Compute Identity, and Dropout in evaluation: in training a layer runs in its place."""
     return x
 
 
@@ -160,19 +160,19 @@ def alpha_of(function: Callable[[Tensor, float], Tensor], default: float) -> Ope
 
 
 def hard_sigmoid(node: Node, x: Tensor) -> Tensor:
-    """HardSigmoid."""
+    """Compute HardSigmoid."""
     line: Tensor = x * node.get("alpha", 0.2) + node.get("beta", 0.5)
     return line.clamp(0, 1)
 
 
 def swish(node: Node, x: Tensor) -> Tensor:
-    """Swish."""
+    """Compute Swish."""
     gate: Tensor = torch.sigmoid(x * node.get("alpha", 1.0))
     return x * gate
 
 
 def gelu(node: Node, x: Tensor) -> Tensor:
-    """Gelu."""
+    """Compute Gelu."""
     return functional.gelu(x, approximate=node.get("approximate", "none"))
 
 

@@ -15,7 +15,7 @@ INTEGERS = {
 
 
 def reshape(node: Node, x: Tensor, *_: Tensor) -> Tensor:
-    """Reshape: 0 copies the length from the input."""
+    """Compute Reshape; 0 copies the length from the input."""
     target = node.integers(1) or []
     if not node.get("allowzero", 0):
         target = [x.shape[axis] if size == 0 else size for axis, size in enumerate(target)]
@@ -23,7 +23,7 @@ def reshape(node: Node, x: Tensor, *_: Tensor) -> Tensor:
 
 
 def flatten(node: Node, x: Tensor) -> Tensor:
-    """Flatten: to two axes."""
+    """Compute Flatten, which leaves two axes."""
     axis = int(node.get("axis", 1)) % (x.ndim + 1)
     if axis == 0:
         return x.reshape(1, -1)
@@ -31,13 +31,13 @@ def flatten(node: Node, x: Tensor) -> Tensor:
 
 
 def squeeze(node: Node, x: Tensor, *_: Tensor) -> Tensor:
-    """Squeeze."""
+    """Compute Squeeze."""
     axes = node.integers(1) if len(node.inputs) > 1 else node.get("axes", None)
     return x.squeeze() if axes is None else x.squeeze(tuple(axes))
 
 
 def unsqueeze(node: Node, x: Tensor, *_: Tensor) -> Tensor:
-    """Unsqueeze: axes count in the result."""
+    """Compute Unsqueeze, whose axes count in the result."""
     axes = (node.integers(1) if len(node.inputs) > 1 else node.get("axes", [])) or []
     for axis in sorted(axis % (x.ndim + len(axes)) for axis in axes):
         x = x.unsqueeze(axis)
@@ -45,17 +45,17 @@ def unsqueeze(node: Node, x: Tensor, *_: Tensor) -> Tensor:
 
 
 def transpose(node: Node, x: Tensor) -> Tensor:
-    """Transpose: without an order all axes are reversed."""
+    """Compute Transpose; without an order all axes are reversed."""
     return x.permute(node.get("perm", list(range(x.ndim))[::-1]))
 
 
 def concat(node: Node, *parts: Tensor) -> Tensor:
-    """Concat."""
+    """Compute Concat."""
     return torch.cat(parts, dim=node.get("axis", 1))
 
 
 def split(node: Node, x: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
-    """Split."""
+    """Compute Split."""
     axis = node.get("axis", 0)
     sizes = node.integers(1) if len(node.inputs) > 1 else node.get("split", None)
     if sizes is None:
@@ -65,7 +65,7 @@ def split(node: Node, x: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
 
 
 def slice_(node: Node, x: Tensor, *_: Tensor) -> Tensor:
-    """Slice."""
+    """Compute Slice."""
     starts, ends = node.integers(1), node.integers(2)
     if starts is None or ends is None:
         raise node.refuse("it has no bounds")
@@ -82,7 +82,7 @@ def slice_(node: Node, x: Tensor, *_: Tensor) -> Tensor:
 
 
 def gather(node: Node, x: Tensor, indices: Tensor) -> Tensor:
-    """Gather."""
+    """Compute Gather."""
     axis = int(node.get("axis", 0)) % x.ndim
     indices = indices % x.shape[axis]  # negative ones count from the end
     shape = [*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]]
@@ -90,7 +90,7 @@ def gather(node: Node, x: Tensor, indices: Tensor) -> Tensor:
 
 
 def gather_nd(node: Node, x: Tensor, indices: Tensor) -> Tensor:
-    """GatherND: the last axis of the indices is a place in `x`, behind its batch axes."""
+    """Compute GatherND: the last axis of the indices is a place in `x`, behind its batch axes."""
     batches, depth = int(node.get("batch_dims", 0)), indices.shape[-1]
     count = math.prod(indices.shape[:batches])
     data, places = x.reshape(count, *x.shape[batches:]), indices.reshape(count, -1, depth)
@@ -100,7 +100,7 @@ def gather_nd(node: Node, x: Tensor, indices: Tensor) -> Tensor:
 
 
 def pad(node: Node, x: Tensor, *_: Tensor | None) -> Tensor:
-    """Pad."""
+    """Compute Pad."""
     amounts = node.integers(1) if len(node.inputs) > 1 else node.get("pads", None)
     axes = node.integers(3) or list(range(x.ndim))
     mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
@@ -119,7 +119,7 @@ def pad(node: Node, x: Tensor, *_: Tensor | None) -> Tensor:
 
 
 def expand(node: Node, x: Tensor, *_: Tensor) -> Tensor:
-    """Expand: both sides broadcast."""
+    """Compute Expand; both sides broadcast."""
     target = node.integers(1) or []
     rank = max(len(target), x.ndim)
     asked, own = [1] * (rank - len(target)) + target, [1] * (rank - x.ndim) + list(x.shape)
@@ -127,12 +127,12 @@ def expand(node: Node, x: Tensor, *_: Tensor) -> Tensor:
 
 
 def tile(node: Node, x: Tensor, *_: Tensor) -> Tensor:
-    """Tile."""
+    """Compute Tile."""
     return x.repeat(node.integers(1) or [])
 
 
 def cast(node: Node, x: Tensor) -> Tensor:
-    """Cast: a floating type stays the one that the module computes in."""
+    """Compute Cast; a floating type stays the one that the module computes in."""
     kind = node.get("to", 1)
     if kind in INTEGERS:
         return x.to(INTEGERS[kind])
@@ -140,12 +140,12 @@ def cast(node: Node, x: Tensor) -> Tensor:
 
 
 def cast_like(node: Node, x: Tensor, like: Tensor) -> Tensor:
-    """CastLike."""
+    """Compute CastLike."""
     return x.to(like.dtype)
 
 
 def depth_to_space(node: Node, x: Tensor) -> Tensor:
-    """DepthToSpace: the channels' order is that of the mode."""
+    """Compute DepthToSpace; the channels' order is that of the mode."""
     size = node.get("blocksize", 1)
     if node.get("mode", "DCR") == "CRD":
         return functional.pixel_shuffle(x, size)
@@ -156,7 +156,7 @@ def depth_to_space(node: Node, x: Tensor) -> Tensor:
 
 
 def space_to_depth(node: Node, x: Tensor) -> Tensor:
-    """SpaceToDepth."""
+    """Compute SpaceToDepth."""
     size = node.get("blocksize", 1)
     n, channels, height, width = x.shape
     x = x.reshape(n, channels, height // size, size, width // size, size)

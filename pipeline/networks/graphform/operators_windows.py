@@ -57,7 +57,7 @@ def pad_pixels(x: Tensor, pads: Sequence[tuple[int, int]], value: float = 0.0) -
 
 
 def conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Conv."""
+    """Compute Conv."""
     count = weight.ndim - 2
     pads = paddings(node, x.shape[2:], weight.shape[2:])
     if not is_symmetric(pads):
@@ -74,7 +74,7 @@ def conv(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 
 def conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """ConvTranspose."""
+    """Compute ConvTranspose."""
     count = weight.ndim - 2
     if node.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in node.attributes:
         raise node.refuse("auto_pad and output_shape are not supported, only pads")
@@ -94,7 +94,7 @@ def conv_transpose(node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = 
 
 
 def max_pool(node: Node, x: Tensor) -> Tensor:
-    """MaxPool; the indices of the largest are not given out."""
+    """Compute MaxPool, without the indices of the largest values."""
     kernel = node.get("kernel_shape", [])
     pads = paddings(node, x.shape[2:], kernel)
     if len(node.outputs) > 1 and node.outputs[1]:
@@ -113,7 +113,7 @@ def max_pool(node: Node, x: Tensor) -> Tensor:
 
 
 def average_pool(node: Node, x: Tensor) -> Tensor:
-    """AveragePool."""
+    """Compute AveragePool."""
     kernel = node.get("kernel_shape", [])
     pads = paddings(node, x.shape[2:], kernel)
     if any(dilation != 1 for dilation in node.get("dilations", [])):
@@ -143,7 +143,7 @@ def global_pool(reduce: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def resize(node: Node, x: Tensor, *_: Tensor | None) -> Tensor:
-    """Resize, Upsample: of pixels only."""
+    """Compute Resize and Upsample, of pixels only."""
     scales_at, sizes_at = (1, 3) if node.operator == "Upsample" or node.opset < 11 else (2, 3)
     scales, sizes = node.constant(scales_at), node.integers(sizes_at)
     if node.get("axes", None) is not None:

@@ -1,4 +1,4 @@
-"""ADMM: pull the filters that the plan has no room for towards zero, then hold them there.
+"""ADMM: drive the filters that the plan has no room for towards zero, then hold them there.
 
 Minimise the loss of the weights W, subject to each group having no more non-zero channels than the
 plan gives it. With Z the nearest such weights to W + U and U what they are apart so far,
@@ -31,14 +31,14 @@ from torch import Tensor, nn
 from hardware.graph.channel_map import ChannelMap, Keep
 from pipeline.recipe import SparsifySection
 from pipeline.training.sparsifying.targets import (
-    Sparsifier,
+    Penalty,
     Target,
+    channel_norms,
     emptied_parameters,
     largest,
     mask_of,
     parameters_of,
     targets_of,
-    unit_norms,
 )
 
 
@@ -48,12 +48,12 @@ class Phase:
 
     step: int  # from 0
     place: int  # epochs since the step began
-    pulled: int  # epochs of the step under the penalty; the rest is masked
+    penalised: int  # epochs of the step under the penalty; the rest is masked
 
     @property
     def is_masked(self) -> bool:
-        """What was taken away is held at zero, and nothing is pulled."""
-        return self.place >= self.pulled
+        """Whether what was taken away is held at zero, and nothing is penalised."""
+        return self.place >= self.penalised
 
 
 def phase_of(epoch: int, section: SparsifySection) -> Phase:
@@ -63,7 +63,7 @@ def phase_of(epoch: int, section: SparsifySection) -> Phase:
     step = max(number for number in range(steps) if starts[number] <= epoch)
     length = starts[step + 1] - starts[step]
     masked = min(length - 1, round(length * section.masked_share))
-    return Phase(step=step, place=epoch - starts[step], pulled=length - masked)
+    return Phase(step=step, place=epoch - starts[step], penalised=length - masked)
 
 
 def project(
@@ -77,18 +77,18 @@ def project(
         emptied: parameters that become zero.
     """
     kept = {
-        target.group: largest(unit_norms(tensors, target.made, target.full), width)
+        target.group: largest(channel_norms(tensors, target.made, target.full), width)
         for target, width in targets.items()
     }
     found = dict(tensors)
     for target in targets:
-        for piece in target.made:
-            tensor = found[piece.parameter]
-            found[piece.parameter] = tensor * mask_of(tensor, piece, kept[target.group])
+        for part in target.made:
+            tensor = found[part.parameter]
+            found[part.parameter] = tensor * mask_of(tensor, part, kept[target.group])
     return found | {name: torch.zeros_like(tensors[name]) for name in emptied}, kept
 
 
-class Admm(Sparsifier):
+class Admm(Penalty):
     """The state of the method: Z, U, rho, and what is gone for good."""
 
     def __init__(
@@ -98,8 +98,8 @@ class Admm(Sparsifier):
         self.parameters = parameters_of(module)
         self.targets = targets_of(self.parameters, channels, keep)
         self.emptied = emptied_parameters(self.parameters, channels, keep)
-        self.rho, self.is_pulling = section.rho, False
-        made = [piece.parameter for target in self.targets for piece in target.made]
+        self.rho, self.is_penalising = section.rho, False
+        made = [part.parameter for target in self.targets for part in target.made]
         self.names = tuple(dict.fromkeys((*made, *self.emptied)))
         self.reach = self._reach()
         self.near: dict[str, Tensor] = {}
@@ -114,20 +114,20 @@ class Admm(Sparsifier):
         due = phase.step + phase.is_masked
         if self.cut_steps < due:
             self._cut(due)
-        self.is_pulling = not phase.is_masked
+        self.is_penalising = not phase.is_masked
         if phase.place == 0:
             self.rho = self.section.rho
             self.dual = {name: torch.zeros_like(self.parameters[name]) for name in self.names}
             self.near = self._projected(phase.step + 1)
-        elif self.is_pulling and phase.place % self.section.update_epochs == 0:
+        elif self.is_penalising and phase.place % self.section.update_epochs == 0:
             self.near = self._projected(phase.step + 1)
             for name, dual in self.dual.items():
                 dual += (self.parameters[name].detach() - self.near[name]) * self.reach[name]
             self.rho *= self.section.rho_growth
 
-    def penalty(self) -> Tensor | None:
+    def loss(self) -> Tensor | None:
         """Return rho / 2 times the squared distance to Z - U."""
-        if not self.is_pulling or not self.names:
+        if not self.is_penalising or not self.names:
             return None
         distances = [
             (self.reach[name] * (self.parameters[name] - self.near[name] + self.dual[name]))
@@ -144,17 +144,17 @@ class Admm(Sparsifier):
             self.parameters[name].mul_(mask)
 
     def finish(self) -> dict[str, tuple[int, ...]]:
-        """Cut to the plan's widths, and return the units that stay."""
+        """Cut to the plan's widths, and return the channels that stay."""
         if self.cut_steps < self._steps:
             self._cut(self._steps)
         return {**self.plan, **self.kept}
 
     def facts(self) -> dict[str, object]:
-        """Return the widths that are pulled towards."""
+        """Return the widths that are trained towards."""
         return {"plan": {name: len(units) for name, units in self.plan.items()}}
 
     def state(self) -> dict[str, Tensor]:
-        """Return Z, U, rho and the units that are left."""
+        """Return Z, U, rho and the channels that are left."""
         return {
             "rho": torch.tensor(self.rho, dtype=torch.float64),
             "cut_steps": torch.tensor(self.cut_steps),
@@ -163,7 +163,7 @@ class Admm(Sparsifier):
             **{f"kept.{name}": torch.tensor(units) for name, units in self.kept.items()},
         }
 
-    def take_up(self, tensors: Mapping[str, Tensor]) -> None:
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `state`."""
         for name, value in tensors.items():
             kind, _, rest = name.partition(".")
@@ -207,9 +207,9 @@ class Admm(Sparsifier):
         """Return a factor per parameter that makes or reads what is gone."""
         found: dict[str, Tensor] = {}
         for target in self.targets if self.kept else ():
-            for piece in (*target.made, *target.read):
-                mask = mask_of(self.parameters[piece.parameter], piece, self.kept[target.group])
-                found[piece.parameter] = mask * found.get(piece.parameter, 1.0)
+            for part in (*target.made, *target.read):
+                mask = mask_of(self.parameters[part.parameter], part, self.kept[target.group])
+                found[part.parameter] = mask * found.get(part.parameter, 1.0)
         if self.cut_steps == self._steps:
             found |= {name: torch.zeros_like(self.parameters[name]) for name in self.emptied}
         return found
@@ -218,7 +218,7 @@ class Admm(Sparsifier):
         """Return 1 where a parameter belongs to a target, 0 where the penalty is to leave it."""
         found = {name: torch.zeros_like(self.parameters[name]) for name in self.names}
         for target in self.targets:
-            for piece in target.made:
-                tensor = found[piece.parameter]
-                found[piece.parameter] = (tensor + 1 - mask_of(tensor, piece, ())).clamp(max=1)
+            for part in target.made:
+                tensor = found[part.parameter]
+                found[part.parameter] = (tensor + 1 - mask_of(tensor, part, ())).clamp(max=1)
         return found | {name: torch.ones_like(self.parameters[name]) for name in self.emptied}

@@ -30,7 +30,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hardware.graph.channel_map import ChannelMap, Keep, ParameterSlice
 from pipeline.recipe import SparsifySection
 from pipeline.training.sparsifying.targets import (
-    Sparsifier,
+    Penalty,
     Target,
     emptied_parameters,
     largest,
@@ -57,7 +57,7 @@ def soft_mask(chances: Tensor, width: int, slope: float) -> Tensor:
     return torch.sigmoid(slope * (between - chances))
 
 
-class SoftMasks(Sparsifier):
+class SoftMasks(Penalty):
     """The masks of a module, at work from the first run to `finish`."""
 
     def __init__(
@@ -71,11 +71,11 @@ class SoftMasks(Sparsifier):
         self.targets = tuple(target for target in found if self.layers[target])
         emptied = {n.rpartition(".")[0] for n in emptied_parameters(parameters, channels, keep)}
         inside = {
-            piece.parameter.rpartition(".")[0]
+            part.parameter.rpartition(".")[0]
             for group in channels.groups
             if keep.get(group.name) == ()
-            for piece in group.slices
-            if piece.role == "norm"
+            for part in group.slices
+            if part.role == "norm"
         }
         self.fading = tuple(n for n in self.norms if n in emptied and n not in inside)
         self.slope, self.fade = section.sharpness[0], 1.0
@@ -92,7 +92,7 @@ class SoftMasks(Sparsifier):
         self.slope = low * (high / low) ** share
         self.fade = 1 - (epoch + 1) / self.section.epochs
 
-    def penalty(self) -> Tensor | None:
+    def loss(self) -> Tensor | None:
         """Return the pressure on the channels that the plan has no room for."""
         chances = {target: self.chances(target) for target in self.targets}
         passing = [
@@ -102,7 +102,7 @@ class SoftMasks(Sparsifier):
         return self.section.pressure * torch.cat(passing).mean() if passing else None
 
     def finish(self) -> dict[str, tuple[int, ...]]:
-        """Put the masks into the batch norms, and return the units that stay."""
+        """Put the masks into the batch norms, and return the channels that stay."""
         with torch.no_grad():
             kept = {t.group: largest(-self.chances(t), t.width) for t in self.targets}
             self._refresh()
@@ -125,17 +125,17 @@ class SoftMasks(Sparsifier):
             for name, value in (("slope", self.slope), ("fade", self.fade))
         }
 
-    def take_up(self, tensors: Mapping[str, Tensor]) -> None:
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from `state`."""
         self.slope, self.fade = float(tensors["slope"]), float(tensors["fade"])
 
     def chances(self, target: Target) -> Tensor:
-        """Return how likely each unit of a group is silenced, the mean over its batch norms."""
+        """Return how likely each channel of a group is silenced, the mean over its batch norms."""
         total = torch.zeros((), device=next(iter(self.norms.values())).weight.device)
-        for name, piece in self.layers[target].items():
+        for name, part in self.layers[target].items():
             norm = self.norms[name]
             chance = silenced(norm.weight, norm.bias)
-            units = torch.tensor(piece.units, device=chance.device)
+            units = torch.tensor(part.units, device=chance.device)
             owned = units >= 0
             sums = chance.new_zeros(target.full).index_add(0, units[owned], chance[owned])
             counts = torch.bincount(units[owned], minlength=target.full).clamp_min(1)
@@ -143,12 +143,12 @@ class SoftMasks(Sparsifier):
         return total / len(self.layers[target])
 
     def _layers(self, target: Target) -> dict[str, ParameterSlice]:
-        """Return the batch norms of a group, each with the units of its channels."""
+        """Return the batch norms of a group, each with what its channels belong to."""
         return {
-            name: piece
-            for piece in target.made
-            for name, _, last in [piece.parameter.rpartition(".")]
-            if piece.role == "norm" and last == "weight" and name in self.norms
+            name: part
+            for part in target.made
+            for name, _, last in [part.parameter.rpartition(".")]
+            if part.role == "norm" and last == "weight" and name in self.norms
         }
 
     def _hooked(self) -> Sequence[str]:

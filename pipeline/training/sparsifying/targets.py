@@ -1,4 +1,4 @@
-"""What a plan wants removed, as parts of parameters: the target of every sparsifying stage."""
+"""What a plan wants removed, as parts of parameters, and what a method does about it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from hardware.graph.channel_map import ChannelMap, Group, Keep, ParameterSlice
 from pipeline.surgery.empty import UNTOUCHED
 from pipeline.surgery.narrow import emptied_branches
-from pipeline.training.training import Pull
 
 MADE = ("filter", "depthwise", "norm", "bias")  # what makes a channel; all zero: the channel is
 Parameters = Mapping[str, nn.Parameter]
@@ -32,12 +31,33 @@ class Target:
         return math.ceil(self.full * ratio - 1e-9)
 
 
-class Sparsifier(Pull):
-    """A pull that ends with the choice of what stays."""
+class Penalty:
+    """What a training does besides learning: nothing, unless a subclass says so."""
+
+    def begin(self, epoch: int) -> None:
+        """Get ready for an epoch, counted from 0."""
+
+    def loss(self) -> Tensor | None:
+        """Return what is added to the loss of this step, None for nothing."""
+        return None
+
+    def after_step(self) -> None:
+        """Change what the optimizer has just changed."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that a resumed training needs."""
+        return {}
+
+    def resume(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned."""
+
+    def facts(self) -> dict[str, object]:
+        """Return what decides the result, besides the section: a resumed training must agree."""
+        return {}
 
     def finish(self) -> dict[str, tuple[int, ...]]:
-        """Return the units of every group that stay, as many as the plan says; stop pulling."""
-        raise NotImplementedError
+        """Return the channels of every group that stay, as many as the plan says; work no more."""
+        return {}
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -68,14 +88,14 @@ def emptied_parameters(parameters: Parameters, channels: ChannelMap, keep: Keep)
     )
 
 
-def unit_norms(
+def channel_norms(
     tensors: Mapping[str, Tensor], slices: Sequence[ParameterSlice], width: int
 ) -> Tensor:
-    """Return the L2 norm `(width,)` of each unit over all its slices together."""
+    """Return the L2 norm `(width,)` of each channel of a group over all its slices together."""
     squares = torch.zeros(width)
-    for piece in slices:
-        rows = tensors[piece.parameter].detach().movedim(piece.axis, 0)
-        units = torch.tensor(piece.units)
+    for part in slices:
+        rows = tensors[part.parameter].detach().movedim(part.axis, 0)
+        units = torch.tensor(part.units)
         owned = units >= 0
         squares.index_add_(
             0, units[owned], rows.float().square().reshape(len(rows), -1).sum(dim=1).cpu()[owned]
@@ -84,17 +104,17 @@ def unit_norms(
 
 
 def largest(scores: Tensor, width: int) -> tuple[int, ...]:
-    """Return the `width` units of the largest scores, ascending; among equals the first ones."""
+    """Return the `width` channels of the largest scores, ascending; of equals the first ones."""
     order = torch.argsort(-scores, stable=True)[:width]
-    return tuple(sorted(int(unit) for unit in order))
+    return tuple(sorted(int(channel) for channel in order))
 
 
-def mask_of(tensor: Tensor, piece: ParameterSlice, kept: Sequence[int]) -> Tensor:
-    """Return a factor for a tensor: 0 where a unit of the slice is not kept, 1 elsewhere."""
-    units = torch.tensor(piece.units)
+def mask_of(tensor: Tensor, part: ParameterSlice, kept: Sequence[int]) -> Tensor:
+    """Return a factor for a tensor: 0 where a channel of the slice is not kept, 1 elsewhere."""
+    units = torch.tensor(part.units)
     gone = (units >= 0) & ~torch.isin(units, torch.tensor(kept, dtype=units.dtype))
     shape = [1] * tensor.ndim
-    shape[piece.axis] = len(units)
+    shape[part.axis] = len(units)
     return (~gone).to(tensor).reshape(shape)
 
 

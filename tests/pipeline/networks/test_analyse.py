@@ -6,18 +6,22 @@ import torch
 from torch import nn
 
 from benchmarks.networks import cifar_resnet
+from hardware.graph.channel_map import Branch, ChannelMap
 from pipeline.channels.checks import random_keep
 from pipeline.errors import NetworkError, RecipeError
-from pipeline.networks.analyse import TOLERATED_LOSS, analyse
+from pipeline.networks.analyse import TOLERATED_LOSS, analyse, fit_to_class
 from pipeline.networks.export import export_graph
 from pipeline.networks.graphform.module import GraphForm
 from pipeline.networks.load import load_network
 from pipeline.networks.store import load_pruned, save_network
 from pipeline.recipe import DataSection, FinetuneSection, ModelSection
 from pipeline.records import Network
-from pipeline.surgery.prune import examine, prune
+from pipeline.surgery.proof import examine
+from pipeline.surgery.remove import prune
 from pipeline.tasks.data import load_data
-from pipeline.training.finetune import finetune
+from pipeline.training.stages import finetune
+from pipeline.training.training import TrainingJob
+from tests.pipeline.maps import chain, cut, group, network_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,13 +131,12 @@ def test_a_shufflenet_in_graph_form_is_trained_stored_and_delivered(tmp_path):
     assert list(network.module.state_dict()) == list(original.module.state_dict())
     assert examine(network, channels, keep).error < 1e-6
     pruned = prune(network, channels, keep)
-    trained, epochs = finetune(pruned, None, data, training, tmp_path / "state", seed=0)
+    job = TrainingJob(network=pruned, data=data, folder=tmp_path / "state", seed=0)
+    trained, epochs = finetune(job, training)
     save_network(trained, network, channels, keep, tmp_path / "out")
 
     assert epochs[1].train_loss < epochs[0].train_loss
-    assert (
-        finetune(pruned, None, data, training, tmp_path / "state", seed=0)[1] == epochs
-    )  # resumed
+    assert finetune(job, training)[1] == epochs  # resumed
     images = next(data.validation_batches())[0][:1]
     with torch.no_grad():
         expected = trained.module(images)
@@ -141,3 +144,64 @@ def test_a_shufflenet_in_graph_form_is_trained_stored_and_delivered(tmp_path):
     session = onnxruntime.InferenceSession(export_graph(trained).SerializeToString())
     (engine,) = session.run(None, {"input": images.numpy()})
     torch.testing.assert_close(torch.from_numpy(engine), expected, rtol=1e-3, atol=1e-4)
+
+
+# What a class can lose
+
+
+def test_a_class_that_shrinks_everywhere_keeps_all_groups():
+    network, channels = chain()
+
+    assert fit_to_class(network, channels) == channels
+
+
+def test_a_size_in_forward_freezes_its_group_with_the_reason():
+    network, channels = chain("second")
+
+    fitted = fit_to_class(network, channels)
+
+    assert fitted.group("conv1.weight").frozen is None
+    assert "the class's forward fixes this size: " in fitted.group("conv2.weight").frozen
+    assert "shape '[1, 8, 8, 8]' is invalid" in fitted.group("conv2.weight").frozen
+
+
+@pytest.mark.parametrize("fixed", ["together", "not on meta"])
+def test_groups_that_fail_jointly_are_found_also_where_meta_does_not_run(fixed):
+    network, channels = chain(fixed)
+
+    frozen = [g.name for g in fit_to_class(network, channels).groups if g.frozen]
+
+    assert frozen == (["conv2.weight"] if fixed == "together" else [])
+
+
+def test_a_branch_that_the_class_cannot_empty_is_dropped():
+    class Nosy(nn.Module):
+        """Looks at the weight of its second branch's convolution."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)) for _ in "ab")
+
+        def forward(self, x):
+            x = x + self.a(x)
+            return (x + self.b(x)).to(self.b[0].weight.dtype)
+
+    groups = tuple(
+        group(4, [f"{n}.0"], [], [f"{n}.1"], [cut(f"{n}.0.bias", "bias", 4)]) for n in "ab"
+    )
+    branches = tuple(
+        Branch(
+            name=n,
+            groups=(f"{n}.0.weight",),
+            layers=(),
+            join="",
+            parameters=tuple(f"{n}.{i}.{part}" for i in (0, 1) for part in ("weight", "bias")),
+        )
+        for n in "ab"
+    )
+    network = network_of(Nosy(), 3, 8, 8)
+
+    fitted = fit_to_class(network, ChannelMap(groups=groups, branches=branches))
+
+    assert [branch.name for branch in fitted.branches] == ["a"]
+    assert fitted.prunable == groups

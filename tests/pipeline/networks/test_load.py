@@ -1,5 +1,3 @@
-import sys
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -30,19 +28,6 @@ def test_torchvision_classifies_and_segments_without_fetching_weights():
 
     assert classifier.module(classifier.example()).shape == (1, 1000)
     assert segmenter.module(segmenter.example())["out"].shape == (1, 21, 32, 32)
-
-
-def test_a_factory_in_the_current_folder_is_found_and_the_path_left_alone(tmp_path, monkeypatch):
-    (tmp_path / "my_own_nets.py").write_text(
-        "from torch import nn\ndef tiny(width=2):\n    return nn.Conv2d(3, width, 3).half()\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    before = list(sys.path)
-    network = load_network(section("my_own_nets:tiny", (3, 8, 8), arguments={"width": 5}))
-
-    assert network.module.out_channels == 5
-    assert network.module.weight.dtype == torch.float32
-    assert sys.path == before
 
 
 def test_without_weights_the_same_random_network_comes_every_time():
@@ -96,22 +81,6 @@ def test_a_file_that_is_not_safetensors_or_not_there_is_an_error(tmp_path):
         load_network(section(DIGITS, weights=tmp_path / "w.pth"))
     with pytest.raises(NetworkError, match="No such file"):
         load_network(section(DIGITS, weights=tmp_path / "none.safetensors"))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("timm:resnet81", "timm has no network 'resnet81'. Did you mean .*resnet18"),
-        ("torchvision:mobilenetv2", "Did you mean .*mobilenet_v2"),
-        ("benchmarks.networks:digit_resnet", "Did you mean digits_resnet"),
-        ("no_such_package.nets:net", "Cannot import 'no_such_package.nets'"),
-        ("resnet18", "names no network. Write timm:NAME"),
-        ("builtins:dict", "returned dict, not a torch.nn.Module"),
-    ],
-)
-def test_an_unknown_network_is_an_error_that_helps(name, message):
-    with pytest.raises(NetworkError, match=message):
-        load_network(section(name))
 
 
 def test_arguments_that_the_factory_does_not_take_are_an_error():

@@ -11,7 +11,7 @@ from pipeline.errors import NetworkError
 from pipeline.networks.load import load_network
 from pipeline.networks.store import ARCHITECTURE, WEIGHTS, load_pruned, save_network
 from pipeline.recipe import ModelSection
-from pipeline.surgery.prune import prune
+from pipeline.surgery.remove import prune
 from tests.pipeline.maps import cut, group, network_of, random_keep, resnet_map
 
 SPEC = "benchmarks.networks:digits_resnet"
@@ -65,6 +65,38 @@ def test_a_pruned_network_reads_back_bit_for_bit(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [ARCHITECTURE, WEIGHTS]
 
 
+NETS = """
+from torch import nn
+
+def build(width=4):
+    return nn.Sequential(nn.Conv2d(3, width, 1), nn.ReLU(), nn.Conv2d(width, 2, 1))
+"""
+
+
+def test_a_network_of_a_file_is_rebuilt_from_where_the_file_lay(tmp_path, monkeypatch):
+    for folder, text in (("mine", NETS), ("other", NETS.replace("ReLU", "Tanh"))):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "nets.py").write_text(text)
+    monkeypatch.chdir(tmp_path / "mine")
+    original = load_network(ModelSection(name="nets.py:build", input_shape=(3, 4, 4)))
+    channels = ChannelMap(groups=(group(4, ["0"], [], ["2"], [cut("0.bias", "bias", 4)]),))
+    keep = {"0.weight": (1, 3)}
+    pruned = prune(original, channels, keep)
+    save_network(pruned, original, channels, keep, tmp_path / "out")
+    x = original.example(2)
+
+    monkeypatch.chdir(tmp_path / "other")  # whose file of this name is another one
+    loaded = load_pruned(tmp_path / "out")
+
+    assert torch.equal(loaded.module(x), pruned.module(x))
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path / "moved")
+    assert torch.equal(load_pruned(tmp_path / "out").module(x), pruned.module(x))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NetworkError, match=r"neither at .*mine/nets\.py, where it lay, nor at"):
+        load_pruned(tmp_path / "out")
+
+
 def test_the_file_says_what_was_kept_of_every_group(tmp_path):
     pruned, original, channels, keep = pruned_digits()
 
@@ -78,7 +110,7 @@ def test_the_file_says_what_was_kept_of_every_group(tmp_path):
 
 def test_tied_hidden_and_zeroed_tensors_read_back(tmp_path):
     original = network_of(
-        Oddities(), 3, 4, 4, spec="tests.pipeline.test_storing:Oddities", channels=4
+        Oddities(), 3, 4, 4, spec="tests.pipeline.networks.test_store:Oddities", channels=4
     )
     others = [cut(name, "other", 4) for name in ("conv.bias", "mask", "gamma", "branch.bias")]
     stream = group(4, ["conv", "branch"], [], ["branch", "one", "two"], others)

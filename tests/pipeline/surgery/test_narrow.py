@@ -5,7 +5,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from hardware.graph.channel_map import Branch, ChannelMap
 from pipeline.errors import SurgeryError
-from pipeline.surgery.narrow import emptied_branches, find_cuts, narrow, run_once
+from pipeline.surgery.narrow import SizesOnly, emptied_branches, find_cuts, narrow, run_once
 from tests.pipeline.maps import cut, group
 
 CHAIN = ChannelMap(groups=(group(4, ["conv1"], ["bn1"], ["conv2"]),))
@@ -120,7 +120,7 @@ def test_a_parametrised_weight_is_cut_where_its_parameters_are():
         ({"conv1.weight": ()}, "conv1.weight cannot have width 0"),
         ({"conv1.weight": (2, 1)}, r"must ascend within 0..3; got \(2, 1\)"),
         ({"conv1.weight": (0, 4)}, r"must ascend within 0..3"),
-        ({"fixed": (0,)}, "Group fixed may not be pruned: it is the output. Keep all 2 units"),
+        ({"fixed": (0,)}, "Group fixed may not be pruned: it is the output. Keep all 2 channels"),
     ],
 )
 def test_a_keep_that_makes_no_sense_is_refused(keep, message):
@@ -175,3 +175,29 @@ def test_an_instance_norm_without_parameters_learns_its_width():
     run_once(net, torch.randn(1, 3, 8, 8))
 
     assert net[1].num_features == 3
+
+
+# Sizes without numbers
+
+
+def norms(channels):
+    layers = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels, affine=False), nn.ReLU()
+    return nn.Sequential(nn.Conv2d(3, 6, 3), *layers).to("meta")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_sizes_are_those_of_real_batch_norms(training):
+    network, images = norms(6).train(training), torch.empty(2, 3, 8, 8, device="meta")
+
+    with SizesOnly():
+        found = network(images)
+
+    assert found.is_meta and found.shape == network(images).shape == (2, 6, 6, 6)
+
+
+def test_a_batch_norm_of_another_width_is_refused():
+    with (
+        SizesOnly(),
+        pytest.raises(RuntimeError, match="a batch norm of 8 channels reads 6"),
+    ):
+        norms(8)(torch.empty(2, 3, 8, 8, device="meta"))

@@ -219,6 +219,16 @@ def test_the_digest_ignores_where_the_images_lie_but_not_the_seed(source: Path) 
     assert len({digest(source), digest(source, 1), digest(source, batch=9)}) == 3
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_digest_notices_an_image_in_the_place_of_another(source: Path, split: str) -> None:
+    before = load_data(section(source), (3, 12, 12), 0).digest
+    image = min((source / split / "ant").glob("*.png"))
+
+    image.rename(image.with_name("other.png"))
+
+    assert load_data(section(source), (3, 12, 12), 0).digest != before
+
+
 def broken(source: Path, **changes: object) -> Data:
     return load_data(section(source, **changes), (3, 12, 12), seed=0)
 

@@ -12,17 +12,19 @@ from hardware.errors import StorageError
 from pipeline.channels.checks import random_keep
 from pipeline.channels.find import find_groups
 from pipeline.errors import NetworkError
+from pipeline.networks.analyse import fit_to_class
+from pipeline.networks.conversion import graph_form
 from pipeline.networks.export import export_graph
-from pipeline.networks.graphform.build import graph_form
 from pipeline.networks.graphform.module import GraphForm, Roles
 from pipeline.networks.load import load_network
 from pipeline.networks.store import load_pruned, save_network
 from pipeline.recipe import DataSection, FinetuneSection, ModelSection
 from pipeline.records import Network
-from pipeline.surgery.proof import outputs_of
-from pipeline.surgery.prune import examine, fit_to_class, prune
+from pipeline.surgery.proof import examine, outputs_of
+from pipeline.surgery.remove import prune
 from pipeline.tasks.data import load_data
-from pipeline.training.finetune import finetune
+from pipeline.training.stages import finetune
+from pipeline.training.training import TrainingJob
 from tests import graphs, nets
 
 
@@ -186,7 +188,8 @@ def test_an_onnx_file_is_pruned_trained_and_exported(tmp_path):
     assert network.module.state_dict().keys() == original.module.state_dict().keys()
     assert examine(network, channels, keep).error < 1e-9
     pruned = prune(network, channels, keep)
-    trained, epochs = finetune(pruned, None, data, section, tmp_path / "state", seed=0)
+    job = TrainingJob(network=pruned, data=data, folder=tmp_path / "state", seed=0)
+    trained, epochs = finetune(job, section)
 
     assert epochs[-1].train_loss < epochs[0].train_loss
     model = export_graph(trained)

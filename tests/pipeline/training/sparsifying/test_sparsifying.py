@@ -15,8 +15,9 @@ from pipeline.surgery.mask import masked
 from pipeline.tasks.data import Data, load_data
 from pipeline.training.sparsifying.admm import Admm, phase_of, project
 from pipeline.training.sparsifying.scp import SoftMasks, silenced, soft_mask
-from pipeline.training.sparsifying.stage import Sparsified, sparsify
-from pipeline.training.sparsifying.targets import Target, parameters_of, targets_of, unit_norms
+from pipeline.training.sparsifying.targets import Target, channel_norms, parameters_of, targets_of
+from pipeline.training.stages import Sparsified, sparsify
+from pipeline.training.training import TrainingJob
 from tests.pipeline.maps import cut, group, network_of, resnet_map
 
 METHODS = ["admm", "scp"]
@@ -48,46 +49,46 @@ def test_the_projection_keeps_the_filters_of_largest_norm_and_zeroes_the_others(
     assert float((found["w"] - weight).square().sum()) == 1.25
 
 
-def test_a_unit_is_its_filters_in_all_coupled_layers_and_its_batch_norms() -> None:
+def test_a_channel_is_its_filters_in_all_coupled_layers_and_its_batch_norms() -> None:
     tensors = {"a": torch.eye(2) * 3, "b": torch.tensor([[4.0], [0]]), "n": torch.tensor([0, 4.0])}
     slices = (cut("a", "filter", 2), cut("b", "filter", 2), cut("n", "norm", 2))
 
-    assert unit_norms(tensors, slices, 2).tolist() == [5, 5]
+    assert channel_norms(tensors, slices, 2).tolist() == [5, 5]
 
 
-def test_positions_of_other_groups_are_neither_projected_nor_pulled() -> None:
+def test_positions_of_other_groups_are_neither_projected_nor_penalised() -> None:
     net, channels = chain()
     shared = channels.groups[0].model_copy(
         update={"slices": (cut("0.weight", "filter", (0, 1, -1, -1)),), "width": 2}
     )
-    pull = admm(net, ChannelMap(groups=(shared,)), {shared.name: (0,)}, rho=0.01)
-    pull.begin(0)
+    penalty = admm(net, ChannelMap(groups=(shared,)), {shared.name: (0,)}, rho=0.01)
+    penalty.begin(0)
     with torch.no_grad():
         net[0].weight[2:] += 5
 
-    assert pull.penalty() is not None
+    assert penalty.loss() is not None
     norms = net[0].weight.detach()[:2].flatten(1).square().sum(dim=1)
-    assert pull.penalty().item() == pytest.approx(0.01 / 2 * float(norms.min()), rel=1e-5)
+    assert penalty.loss().item() == pytest.approx(0.01 / 2 * float(norms.min()), rel=1e-5)
 
 
 def test_the_dual_adds_up_what_is_still_to_go_and_rho_grows() -> None:
     net, channels = chain()
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([4.0, 1, 2, 3]).reshape(4, 1, 1, 1).expand(4, 1, 3, 3))
-    pull = admm(
+    penalty = admm(
         net, channels, {channels.groups[0].name: (0, 3)}, epochs=4, rho=0.01, masked_share=0
     )
 
-    pull.begin(0)
-    first = pull.penalty().item()
-    pull.begin(1)
-    second = pull.penalty().item()
+    penalty.begin(0)
+    first = penalty.loss().item()
+    penalty.begin(1)
+    second = penalty.loss().item()
 
     # Filters 1 and 2 are to go, with their batch norms of scale 1: 9 * (1 + 4) + 2.
     assert first == pytest.approx(0.01 / 2 * 47, rel=1e-5)
     # W - Z + U is twice as far after an update with W unchanged, and rho is 1.3 times as large.
     assert second == pytest.approx(1.3 * 4 * first, rel=1e-5)
-    assert pull.dual["0.weight"][:, 0, 0, 0].tolist() == [0, 1, 2, 0]
+    assert penalty.dual["0.weight"][:, 0, 0, 0].tolist() == [0, 1, 2, 0]
 
 
 def test_gradient_descent_on_the_penalty_ends_at_the_projection() -> None:
@@ -95,18 +96,18 @@ def test_gradient_descent_on_the_penalty_ends_at_the_projection() -> None:
     net, channels = chain()
     before = net[0].weight.detach().clone()
     name = channels.groups[0].name
-    pull = admm(net, channels, {name: (0, 1)}, epochs=10, rho=1.0, masked_share=0)
+    penalty = admm(net, channels, {name: (0, 1)}, epochs=10, rho=1.0, masked_share=0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
 
     for step in range(100):
         if step % 10 == 0:
-            pull.begin(step // 10)
+            penalty.begin(step // 10)
         optimizer.zero_grad()
-        pull.penalty().backward()
+        penalty.loss().backward()
         optimizer.step()
 
-    kept = pull.finish()[name]
-    norms = unit_norms({"0.weight": before}, (cut("0.weight", "filter", 4),), 4)
+    kept = penalty.finish()[name]
+    norms = channel_norms({"0.weight": before}, (cut("0.weight", "filter", 4),), 4)
     assert kept == tuple(sorted(norms.argsort(descending=True)[:2].tolist()))
     torch.testing.assert_close(net[0].weight[list(kept)].detach(), before[list(kept)])
     gone = [unit for unit in range(4) if unit not in kept]
@@ -126,18 +127,18 @@ def test_a_progression_falls_in_equal_ratios_and_each_step_ends_masked() -> None
 def test_masked_retraining_holds_what_is_gone_at_zero() -> None:
     torch.manual_seed(0)
     net, channels = chain()
-    pull = admm(net, channels, {channels.groups[0].name: (0, 1)}, epochs=2, masked_share=0.5)
+    penalty = admm(net, channels, {channels.groups[0].name: (0, 1)}, epochs=2, masked_share=0.5)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     for epoch in range(2):
-        pull.begin(epoch)
+        penalty.begin(epoch)
         loss = net(torch.randn(2, 1, 8, 8)).square().sum()
-        assert (pull.penalty() is None) == (epoch == 1)
+        assert (penalty.loss() is None) == (epoch == 1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        pull.after_step()
+        penalty.after_step()
 
-    [kept] = pull.finish().values()
+    [kept] = penalty.finish().values()
     gone = [unit for unit in range(4) if unit not in kept]
     for tensor in (net[0].weight[gone], net[1].weight[gone], net[3].weight[:, gone]):
         assert tensor.abs().max() == 0
@@ -170,13 +171,13 @@ def test_the_mask_is_a_function_of_scale_and_shift_that_the_loss_can_change() ->
     net, channels = chain()
     nn.init.uniform_(net[1].bias, -1, 1)
     section = SparsifySection(method="scp", epochs=2)
-    pull = SoftMasks(net, channels, {channels.groups[0].name: (0, 1)}, section)
-    pull.begin(0)
+    penalty = SoftMasks(net, channels, {channels.groups[0].name: (0, 1)}, section)
+    penalty.begin(0)
 
-    torch.autograd.grad(pull.penalty(), [net[1].weight, net[1].bias])
+    torch.autograd.grad(penalty.loss(), [net[1].weight, net[1].bias])
     net(torch.randn(2, 1, 8, 8)).square().sum().backward()
 
-    assert pull.masks[channels.groups[0].name].requires_grad
+    assert penalty.masks[channels.groups[0].name].requires_grad
     assert net[1].bias.grad.abs().max() > 0
 
 
@@ -185,12 +186,12 @@ def test_putting_the_masks_into_the_norms_changes_nothing_behind_a_relu() -> Non
     net, channels = chain()
     nn.init.uniform_(net[1].bias, -1, 1)
     section = SparsifySection(method="scp", epochs=2)
-    pull = SoftMasks(net.eval(), channels, {channels.groups[0].name: (0, 1)}, section)
-    pull.begin(0)
+    penalty = SoftMasks(net.eval(), channels, {channels.groups[0].name: (0, 1)}, section)
+    penalty.begin(0)
     images = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
         hooked = net(images)
-        kept = pull.finish()[channels.groups[0].name]
+        kept = penalty.finish()[channels.groups[0].name]
         folded = net(images)
 
     torch.testing.assert_close(folded, hooked)
@@ -232,12 +233,12 @@ def section_of(method: str, epochs: int = 4) -> SparsifySection:
 
 def run(subject, data: Data, folder: Path, method: str, epochs: int = 4) -> Sparsified:
     network, channels, keep = subject
-    section = section_of(method, epochs)
-    return sparsify(network, network, channels, keep, data, section, folder, seed=3)
+    job = TrainingJob(network=network, teacher=network, data=data, folder=folder, seed=3)
+    return sparsify(job, section_of(method, epochs), channels, keep)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_sparse_network_loses_nothing_when_the_chosen_units_go(
+def test_a_sparse_network_loses_nothing_when_the_chosen_channels_go(
     subject, data, tmp_path, method
 ) -> None:
     network, channels, keep = subject
@@ -294,7 +295,7 @@ def test_a_stage_for_other_widths_is_not_continued(subject, data, tmp_path) -> N
     wider = {name: (*units, len(units)) if units else () for name, units in keep.items()}
 
     with pytest.raises(TrainingError, match="holds a training of another plan"):
-        sparsify(network, network, channels, wider, data, section_of("admm", 1), tmp_path, 3)
+        run((network, channels, wider), data, tmp_path, "admm", epochs=1)
 
 
 def test_groups_that_stay_whole_are_no_targets(subject) -> None:

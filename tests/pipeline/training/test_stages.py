@@ -22,7 +22,8 @@ from pipeline.recipe import DataSection, FinetuneSection
 from pipeline.records import EpochRecord, Network
 from pipeline.tasks.data import Data, load_data
 from pipeline.tasks.evaluate import accuracy, torch_predictor
-from pipeline.training.finetune import finetune
+from pipeline.training.stages import finetune
+from pipeline.training.training import TrainingJob
 
 SHAPE = (1, 16, 16)
 SECTION = FinetuneSection(epochs=4, learning_rate=0.1, warmup_epochs=0.5, bf16=False)
@@ -61,16 +62,16 @@ def small_network(seed: int = 0, width: int = 8) -> Network:
 
 def train(folder: Path, **changes: object) -> tuple[Network, tuple[EpochRecord, ...]]:
     """Run the one training of this file, or one with other arguments."""
+    section = changes.pop("section", SECTION)
     arguments = {
-        "student": small_network(),
+        "network": small_network(),
         "teacher": small_network(seed=9),
         "data": digits(),
-        "section": SECTION,
         "folder": folder,
         "seed": 3,
         **changes,
     }
-    return finetune(**arguments)  # type: ignore[arg-type]
+    return finetune(TrainingJob(**arguments), section)  # type: ignore[arg-type]
 
 
 def equal(first: Network, second: Network) -> bool:
@@ -115,7 +116,7 @@ def test_student_teacher_and_the_global_generator_are_left_as_they_are(tmp_path:
     torch.manual_seed(1)
     state = torch.get_rng_state()
 
-    train(tmp_path, student=student, teacher=teacher)
+    train(tmp_path, network=student, teacher=teacher)
 
     assert equal(student, copies[0]) and equal(teacher, copies[1])
     assert student.module.training and teacher.module.training
@@ -135,13 +136,13 @@ def test_the_best_epoch_is_returned_not_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = accuracy
-    told = iter([50.0, 70.0, 70.0, 60.0])  # what validation would have found
+    accuracies = iter([50.0, 70.0, 70.0, 60.0])  # what validation would have found
     seen: list[dict[str, Tensor]] = []
 
     def validate(predict: Callable[[Tensor], Tensor], batches: object) -> object:
         [module] = [cell.cell_contents for cell in predict.__closure__ or ()]
         seen.append({name: value.clone() for name, value in module.state_dict().items()})
-        return replace(found(predict, batches), accuracy_pct=next(told))  # type: ignore[arg-type]
+        return replace(found(predict, batches), accuracy_pct=next(accuracies))  # type: ignore[arg-type]
 
     monkeypatch.setattr(pipeline.training.training, "accuracy", validate)
 
@@ -167,15 +168,15 @@ def test_no_epochs_recalibrate_only(tmp_path: Path) -> None:
 
 
 def test_progress_counts_steps_and_tells_loss_and_validation(tmp_path: Path) -> None:
-    told: list[tuple[int, int, str]] = []
+    seen: list[tuple[int, int, str]] = []
 
-    _, epochs = train(tmp_path, progress=lambda *news: told.append(news))
+    _, epochs = train(tmp_path, progress=lambda *news: seen.append(news))
 
     steps = digits().train_steps
-    assert [done for done, _, _ in told] == list(range(1, 4 * steps + 1))
-    assert {total for _, total, _ in told} == {4 * steps}
-    assert told[0][2].startswith("epoch 1/4, loss ")
-    assert told[-1][2].endswith(f"validation {epochs[2].val_accuracy_pct:.2f} %")
+    assert [done for done, _, _ in seen] == list(range(1, 4 * steps + 1))
+    assert {total for _, total, _ in seen} == {4 * steps}
+    assert seen[0][2].startswith("epoch 1/4, loss ")
+    assert seen[-1][2].endswith(f"validation {epochs[2].val_accuracy_pct:.2f} %")
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 1e30}, {"learning_rate": 1e18}])
@@ -196,7 +197,7 @@ def test_weights_that_are_not_numbers_are_found_at_the_first_step(tmp_path: Path
     student.module[0].weight.data[0] = math.nan
 
     with pytest.raises(TrainingError, match="epoch 1 of 4, step 1 of 11"):
-        train(tmp_path, student=student)
+        train(tmp_path, network=student)
     assert not list(tmp_path.iterdir())
 
 
@@ -205,7 +206,7 @@ def test_outputs_that_do_not_fit_the_classes_are_an_error(tmp_path: Path) -> Non
     student.module[8] = nn.Linear(256, 12)
 
     with pytest.raises(TrainingError, match=r"network returns \(120, 12\); needed is \(120, 10\)"):
-        train(tmp_path, student=student)
+        train(tmp_path, network=student)
 
 
 def test_a_processor_without_bf16_trains_in_float32_and_says_so(
@@ -231,7 +232,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(
     student.module.append(Spy(types))
     section = SECTION.model_copy(update={"bf16": True, "epochs": 1})
 
-    trained, epochs = train(tmp_path, student=student, section=section)
+    trained, epochs = train(tmp_path, network=student, section=section)
 
     assert types == {torch.bfloat16, torch.float32}  # training, validation
     assert {p.dtype for p in trained.module.parameters()} == {torch.float32}
@@ -279,13 +280,13 @@ def test_a_training_killed_at_any_step_continues_to_the_same_result(tmp_path: Pa
     run_and_kill(tmp_path / "killed", str(step))
     finished = (step - 1) // 11
     left = sorted(path.name for path in (tmp_path / "killed").iterdir())
-    told: list[int] = []
+    seen: list[int] = []
     continued, again = train(
-        tmp_path / "killed", progress=lambda done, total, text: told.append(done)
+        tmp_path / "killed", progress=lambda done, total, text: seen.append(done)
     )
 
     assert left == [f"epoch-{finished:04d}.safetensors", "training.json"], f"killed at {step}"
-    assert told[0] == 11 * finished + 1, f"killed at step {step}"
+    assert seen[0] == 11 * finished + 1, f"killed at step {step}"
     assert equal(whole, continued), f"killed at step {step}"
     assert without_time(records) == without_time(again)
 
@@ -310,10 +311,10 @@ def test_an_interrupt_passes_through_and_keeps_the_finished_epochs(tmp_path: Pat
 
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "stopped", progress=interrupt)
-    told: list[int] = []
-    continued, _ = train(tmp_path / "stopped", progress=lambda done, total, text: told.append(done))
+    seen: list[int] = []
+    continued, _ = train(tmp_path / "stopped", progress=lambda done, total, text: seen.append(done))
 
-    assert told[0] == 23  # two epochs of 11 steps were finished
+    assert seen[0] == 23  # two epochs of 11 steps were finished
     assert equal(continued, train(tmp_path / "whole")[0])
 
 
@@ -330,8 +331,8 @@ ONE = SECTION.model_copy(update={"epochs": 1})
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"student": small_network(width=4)}, "architecture, starting weights"),
-        ({"student": small_network(seed=1)}, "starting weights"),
+        ({"network": small_network(width=4)}, "architecture, starting weights"),
+        ({"network": small_network(seed=1)}, "starting weights"),
         ({"teacher": small_network(seed=1)}, "teacher"),
         ({"teacher": None}, "teacher"),
         ({"section": ONE.model_copy(update={"momentum": 0.8})}, "finetune section"),

@@ -11,12 +11,14 @@ from hardware.graph.carve import carve
 from hardware.graph.channel_map import ChannelMap
 from hardware.graph.fold_norms import fold_norms
 from pipeline.channels.find import find_groups
+from pipeline.networks.analyse import fit_to_class
 from pipeline.networks.export import export_graph
 from pipeline.networks.load import load_network
 from pipeline.networks.store import load_pruned, save_network
 from pipeline.recipe import ModelSection
 from pipeline.records import Network
-from pipeline.surgery.prune import examine, fit_to_class, prove, prune
+from pipeline.surgery.proof import examine, prove
+from pipeline.surgery.remove import prune
 from tests import nets
 from tests.graphs import exported
 from tests.pipeline.maps import random_keep
