@@ -1,7 +1,7 @@
 """What the processor that torch runs on can do."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # Channels that oneDNN takes together: 8 with AVX2, 16 with AVX-512.
 ONEDNN_BLOCK = 16
@@ -33,3 +33,13 @@ def memory_format(module: nn.Module, place: torch.device) -> torch.memory_format
         for layer in module.modules()
     )
     return torch.contiguous_format if is_faulty else torch.channels_last
+
+
+def laid_out(images: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return images `(n, channels, height, width)` in a memory layout.
+
+    Images of one channel are in both layouts at once; only a copy says which one is meant.
+    """
+    if layout is torch.contiguous_format:
+        return images.clone(memory_format=layout)
+    return images.contiguous(memory_format=layout)

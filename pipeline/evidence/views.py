@@ -12,6 +12,7 @@ from pipeline.errors import PipelineError
 from pipeline.evidence.needs import GRADIENTS, PATTERNS, RESPONSES
 from pipeline.evidence.patterns import collect_patterns
 from pipeline.evidence.responses import collect_responses
+from pipeline.processor import laid_out, memory_format
 from pipeline.records import GroupView, Network, Responses
 from pipeline.tasks.evaluate import evaluating
 from pipeline.tasks.losses import classification_loss
@@ -166,10 +167,11 @@ def _gradients(
     tensors = _tensors_of(module)
     learned = [name for name in names if isinstance(tensors[name], nn.Parameter)]
     found: dict[str, list[Tensor]] = {name: [] for name in names}
+    layout = memory_format(module, next(iter(tensors.values())).device)
     with evaluating(module), _gradients_allowed(module):
         wanted = [tensors[name].requires_grad_(True) for name in learned]
         for images, labels in batches:
-            loss = classification_loss(module(images), labels, "mean")
+            loss = classification_loss(module(laid_out(images, layout)), labels, "mean")
             if not torch.isfinite(loss):
                 raise PipelineError(
                     f"The loss on calibration images is {loss.item()}, so it has no gradient. "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import TrainingError
-from pipeline.processor import has_bf16, memory_format
+from pipeline.processor import has_bf16, laid_out, memory_format
 from pipeline.recipe import TrainingSection
 from pipeline.records import EpochRecord, Network
 from pipeline.tasks.augmentation import seed_of
@@ -180,7 +180,7 @@ class Training:
     def _step(self, batch: Batch) -> float:
         """Learn from one batch and return its loss; NaN, with nothing learned, where not finite."""
         images, labels = (part.to(self.place, non_blocking=True) for part in batch)
-        images = images.contiguous(memory_format=self.layout)
+        images = laid_out(images, self.layout)
         taught: Tensor | None = None
         with self.precision():
             if self.teacher is not None:

@@ -7,7 +7,7 @@ import torch
 from pipeline.errors import NetworkError
 from pipeline.networks.load import load_network
 from pipeline.recipe import ModelSection
-from pipeline.report.inspect import inspect_model, question_of
+from pipeline.report.inspection import inspect_model, question_of
 
 NET = """
 from torch import nn
