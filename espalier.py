@@ -16,7 +16,6 @@ from hardware.latency.table import LatencyTable, load_table
 from hardware.runtimes.base import EngineSettings
 from pipeline.errors import PipelineError
 from pipeline.networks.store import load_pruned
-from pipeline.planning.fit import FittedPlan
 from pipeline.recipe import (
     DataSection,
     FinetuneSection,
@@ -29,7 +28,7 @@ from pipeline.recipe import (
     dump_recipe,
     read_recipe,
 )
-from pipeline.records import Network, Plan, Verdict
+from pipeline.records import FittedPlan, Network, Plan, Verdict
 from pipeline.report.inspection import Inspection, Question
 from pipeline.report.inspection import inspect_model as inspect
 from pipeline.report.progress import StageProgress

@@ -22,14 +22,13 @@ from hardware.device import this_device
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import Keep
 from hardware.graph.fold_norms import fold_norms
-from hardware.latency.end_to_end import LOADS, time_engines
 from hardware.records import write_whole
 from pipeline.criteria import CRITERIA
-from pipeline.delivery.manifest import versions
+from pipeline.delivery.deliver import versions
 from pipeline.delivery.verify import measure_quality
 from pipeline.evidence.views import group_views
 from pipeline.networks.export import export_graph
-from pipeline.planning.fit import Progress, Stages
+from pipeline.records import Progress, Stages
 from pipeline.run import Job, prepare, training_job
 from pipeline.surgery.proof import prove
 from pipeline.surgery.remove import prune
@@ -69,11 +68,9 @@ def global_l2(recipe: Recipe, stages: Stages) -> dict[str, object]:
         training = training_job(job, pruned, recipe.out / "global-l2", progress)
         trained, epochs = finetune(training, recipe.finetune)
     with stages("Global L2: verifying") as progress:
-        bench = job.bench
         model = fold_norms(export_graph(trained, recipe.target.batch))
-        delivered = [bench.runtime.build(model, bench.settings) for _ in range(LOADS)]
-        baseline = [bench.runtime.build(job.subject.template, bench.settings) for _ in range(LOADS)]
-        timing = time_engines(baseline, delivered, progress)
+        baseline, delivered = job.rig.loads(job.subject.template), job.rig.loads(model)
+        timing = job.rig.compare(baseline, delivered, progress)
         test_images = job.data.sizes["test"]
         quality = measure_quality(
             baseline[0], delivered[0], trained, job.data.test_batches, test_images, progress
@@ -96,7 +93,7 @@ def fit_threshold(job: Job, share: float, progress: Progress) -> tuple[Keep, flo
     """Return the largest global L2 choice that takes at most `share` of the latency, measured."""
     views = group_views(job.network, job.subject.channels)
     scores = {v.name: CRITERIA["l2"](v) for v in views if len(v.filters) == 1}
-    full = job.bench.runtime.build(job.subject.template, job.bench.settings)
+    full = job.rig.runtime.build(job.subject.template, job.rig.settings)
     ranked = torch.sort(torch.cat(list(scores.values()))).values
     low, high = 0, len(ranked) - 1
     best: tuple[Keep, float] | None = None
@@ -105,8 +102,8 @@ def fit_threshold(job: Job, share: float, progress: Progress) -> tuple[Keep, flo
         middle = (low + high) // 2
         keep = above(scores, float(ranked[middle]))
         narrowed = carve(job.subject.template, job.subject.channels, keep)
-        engine = job.bench.runtime.build(narrowed, job.bench.settings)
-        timing = time_engines([full], [engine])
+        engine = job.rig.runtime.build(narrowed, job.rig.settings)
+        timing = job.rig.compare([full], [engine])
         found = timing.delivered.median_ms / timing.baseline.median_ms
         progress(turn, turns, f"{middle} of {len(ranked)} filters removed: {found:.3f}")
         if found <= share:

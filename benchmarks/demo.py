@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from espalier import FinetuneSection, Recipe, StageProgress, Verdict, compress, read_recipe
 from pipeline.networks.load import load_network
-from pipeline.planning.fit import Stages
+from pipeline.records import Stages
 from pipeline.report.tables import comparison_table
 from pipeline.tasks.data import load_data
 from pipeline.training.stages import finetune

@@ -33,7 +33,7 @@ from hardware.runtimes.base import Array, Engine, EngineSettings, Feeds
 from hardware.runtimes.cuda import gpu_absent, this_gpu
 from hardware.runtimes.trt import RTX, TensorRt
 from hardware.timing import Latency, Protocol, time_together
-from pipeline.delivery.manifest import versions
+from pipeline.delivery.deliver import versions
 from pipeline.networks.analyse import Subject
 
 PRECISIONS = ("fp32", "tf32", "fp16")

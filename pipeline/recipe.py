@@ -71,6 +71,13 @@ class TargetSection(Section):
             raise ValueError("give exactly one of latency_ms and latency_ratio")
         return self
 
+    @property
+    def asked(self) -> str:
+        """The latency that is asked for, as the recipe says it."""
+        if self.latency_ms is not None:
+            return f"target.latency_ms {self.latency_ms:g}"
+        return f"target.latency_ratio {self.latency_ratio:g}"
+
 
 class PlanSection(Section):
     """How widths are chosen."""

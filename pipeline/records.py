@@ -1,7 +1,8 @@
 """What the stages hand to one another."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -9,7 +10,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from hardware.graph.channel_map import ChannelMap
 from hardware.records import Record
+
+Array = npt.NDArray[np.float64]
+Progress = Callable[[int, int, str], None]
+"""Takes how much is done, of how much, and a line of text."""
+Stages = Callable[[str], AbstractContextManager[Progress]]
+"""Names a stage and yields its progress callback."""
+Values = Mapping[str, Mapping[int, float]]
+"""What each width of each group is worth, higher = better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +98,18 @@ class Removal:
     width: int  # that the group has afterwards
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanningInputs:
+    """What the planner trades: the widths that each group may have, and what each is worth."""
+
+    channels: ChannelMap
+    candidates: Mapping[str, tuple[int, ...]]  # per group ascending, the full width last
+    values: Values
+    floors: tuple[Floor, ...] = ()  # below which no candidate lies, but for 0
+    saliency: Mapping[str, Tensor | Array] = field(default_factory=dict)  # (width,), higher = keep
+    blind: frozenset[str] = frozenset()  # groups in which the criterion is no more than chance
+
+
 class Choice(Record):
     """The width of one group in a plan, and why."""
 
@@ -117,6 +139,24 @@ class Plan(Record):
     def widths(self) -> dict[str, int]:
         """Width per group."""
         return {choice.group: choice.width for choice in self.choices}
+
+
+class Turn(Record):
+    """One turn of planning and measuring: what a plan was predicted to take, and what it took."""
+
+    predicted_ms: float  # before it was measured
+    measured_ms: float
+    target_ms: float
+    value: float
+
+
+class FittedPlan(Record):
+    """A plan, and the measurements that it was fitted to."""
+
+    plan: Plan
+    floors: tuple[Floor, ...]
+    loop: tuple[Turn, ...]  # empty where nothing was measured
+    warning: str | None = None  # where the criterion chose by chance among many channels
 
 
 class Form(Record):
@@ -168,6 +208,3 @@ class Verdict(Record):
     engine: str
     report: str
     form: Form | None = None  # None: written before there were two
-
-
-Array = npt.NDArray[np.float64]

@@ -3,7 +3,10 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from hardware.lock import file_lock
 from hardware.records import AnyRecord, Record, file_digest, load_record, model_digest, save_record
 from pipeline.errors import RecipeError
 from pipeline.recipe import Recipe
@@ -56,6 +59,18 @@ class Workspace:
     def save(self, record: Record, name: str) -> None:
         """Mark a stage as finished by writing its record."""
         save_record(record, self.state / f"{name}.json")
+
+
+@contextmanager
+def open_workspace(recipe: Recipe, *, restart: bool = False) -> Iterator[Workspace]:
+    """Hold the output folder for one run: two at once would write over each other's stages.
+
+    Raises:
+        BusyError: another process holds it.
+        StorageError, RecipeError: see `Workspace`.
+    """
+    with file_lock(recipe.out, "writing the results of a run into it"):
+        yield Workspace(recipe, restart=restart)
 
 
 def recipe_digest(recipe: Recipe) -> str:

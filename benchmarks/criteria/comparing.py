@@ -16,16 +16,15 @@ from pipeline.evidence.needs import GRADIENTS, RESPONSES
 from pipeline.evidence.recalibrate import recalibrate
 from pipeline.evidence.sensitivity import most_salient
 from pipeline.evidence.views import group_views
-from pipeline.planning.fit import FittedPlan, Stages
 from pipeline.recipe import Recipe
-from pipeline.records import GroupView, Network
+from pipeline.records import FittedPlan, GroupView, Network, Stages
 from pipeline.run import Job, plan_round, target_share
 from pipeline.surgery.remove import prune
 from pipeline.tasks.data import Data, load_data
 from pipeline.tasks.evaluate import accuracy, torch_predictor
 from pipeline.training.stages import RECALIBRATION_IMAGES, finetune
 from pipeline.training.training import TrainingJob
-from pipeline.workspace import Workspace
+from pipeline.workspace import open_workspace
 
 # Small, so that few images give the gradients of many batches.
 VIEWED_BATCH = 32
@@ -143,8 +142,9 @@ def chosen(
 
 def _plan(job: Job, stages: Stages) -> tuple[FittedPlan, float]:
     """Return a plan, and the share of the full network's latency that it was measured to take."""
-    place = Workspace(job.recipe)
-    fitted = plan_round(job, job.subject, place, "plan", target_share(job), stages)
+    with open_workspace(job.recipe) as place:
+        share = target_share(job, place)
+        fitted = plan_round(job, job.subject, place, "plan", share, stages)
     plan = fitted.plan
     turns = [turn.measured_ms for turn in fitted.loop if turn.value == plan.value]
     return fitted, (turns[0] if turns else plan.predicted_ms) / plan.baseline_ms

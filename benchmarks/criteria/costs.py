@@ -14,9 +14,8 @@ from pipeline.evidence.needs import GRADIENTS, RESPONSES
 from pipeline.evidence.views import group_views
 from pipeline.networks.export import export_graph
 from pipeline.networks.load import load_network
-from pipeline.planning.fit import Progress
 from pipeline.recipe import ModelSection
-from pipeline.records import GroupView
+from pipeline.records import GroupView, Progress
 from pipeline.redundancy import MEASURES
 from pipeline.redundancy.graph import removals
 from pipeline.redundancy.network import network_redundancy

@@ -16,7 +16,7 @@ from hardware.latency.table import LatencyTable, key_of, load_table
 from hardware.latency.variant import FULL_ENGINES, Template
 from hardware.runtimes.base import Engine, EngineSettings, Runtime
 from hardware.timing import Protocol, ratio, time_together
-from pipeline.delivery.manifest import versions
+from pipeline.delivery.deliver import versions
 
 Progress = Callable[[int, int, str], None]
 

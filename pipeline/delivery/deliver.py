@@ -1,34 +1,48 @@
-"""Write the pruned model, its engine and the report, and measure what was written."""
+"""What a run leaves behind: the pruned model, its engine, the report and the manifest."""
 
+import platform
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from hardware.device import conditions
-from hardware.graph.channel_map import Keep
+from hardware.device import Device, conditions
 from hardware.graph.fold_norms import fold_norms
-from hardware.latency import predict as predicting
-from hardware.latency.end_to_end import LOADS, time_engines
+from hardware.latency.end_to_end import LOADS
 from hardware.latency.layers import Layer, macs_of
-from hardware.latency.table import LatencyTable, load_table
-from hardware.records import file_digest, model_digest, save_record, write_whole
+from hardware.latency.predict import costs, layer_times
+from hardware.latency.table import LatencyTable
+from hardware.records import Record, file_digest, model_digest, save_record, write_whole
 from hardware.runtimes.base import Engine
-from pipeline.delivery.manifest import Manifest, digests, versions, write_manifest
-from pipeline.delivery.verify import Facts, judge, measure_parity, measure_quality
+from pipeline.delivery.verify import Facts
 from pipeline.networks import store as storing
 from pipeline.networks.analyse import Subject
 from pipeline.networks.export import export_graph
-from pipeline.planning.fit import Bench, FittedPlan, Stages, full_widths
 from pipeline.recipe import Recipe, dump_recipe
-from pipeline.records import EpochRecord, Network, Verdict
+from pipeline.records import EpochRecord, FittedPlan, Network, Plan, Verdict
 from pipeline.report.report import LayerRow, Report, write_report
+from pipeline.rig import Rig
 from pipeline.tasks.data import Data
 
-DELIVERED = ("model.safetensors", "architecture.json", "model.onnx", "engine", "report.html")
+REPORT = "report.html"
+DELIVERED = ("model.safetensors", "architecture.json", "model.onnx", "engine", REPORT)
+PACKAGES = (
+    "espalier-cnn",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "numpy",
+    "scipy",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,71 +50,74 @@ class Shaped:
     """What the rounds of pruning and fine-tuning made of a network."""
 
     network: Network
-    fitted: FittedPlan  # of the last round
-    keep: Keep  # per group of the original network, after all rounds
-    predicted_share: float  # latency over the original's, as predicted, after all rounds
+    fitted: FittedPlan  # of all rounds, for the original network
     proof_error: float  # the largest of all rounds
     epochs: tuple[EpochRecord, ...]
     sparse_epochs: tuple[EpochRecord, ...] = ()  # before surgery
 
+    @property
+    def plan(self) -> Plan:
+        """What stays of the original network."""
+        return self.fitted.plan
 
-def deliver(
-    subject: Subject, shaped: Shaped, data: Data, bench: Bench, recipe: Recipe, stages: Stages
-) -> Verdict:
-    """Write model, engine, report and manifest into `recipe.out`; return what was measured on them.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engines:
+    """Several loads of the original network and of the delivered engine."""
+
+    baselines: tuple[Engine, ...]
+    delivered: tuple[Engine, ...]  # as read back from disk
+    path: Path
+
+
+class Manifest(Record):
+    """Everything needed to make a delivered engine again, or to say why that is not possible."""
+
+    command: str
+    recipe: Mapping[str, Any]  # Any: a recipe's values, as resolved
+    seed: int
+    weights_sha256: str  # of the weights file given in the recipe, "" without one
+    network_sha256: str = ""  # of the ONNX file that is the network, with its external data
+    data_digest: str  # over the names of the images and what becomes of them, not over pixels
+    table: str
+    table_sha256: str
+    device: Device
+    conditions: Mapping[str, str]
+    versions: Mapping[str, str]
+    plan: Plan
+    verdict: Verdict
+    files_sha256: Mapping[str, str]  # what was delivered, by path relative to the output folder
+
+
+def write_engines(subject: Subject, shaped: Shaped, rig: Rig, recipe: Recipe) -> Engines:
+    """Write the pruned model and its engine; return loads of the baseline and of what was written.
 
     Raises:
         BuildError: the runtime refused the network.
         StorageError: the folder cannot be written.
     """
-    folder = recipe.out
-    with stages("Building the engine") as progress:
-        baselines, delivered, path = _build(subject, shaped, bench, recipe)
-        progress(1, 1, str(path))
-    with stages("Verifying latency") as progress:
-        timing = time_engines(baselines, delivered, progress)
-    with stages("Verifying accuracy") as progress:
-        engine = delivered[0]
-        parity = measure_parity(engine, shaped.network, next(data.validation_batches())[0])
-        quality = measure_quality(
-            baselines[0], engine, shaped.network, data.test_batches, data.sizes["test"], progress
-        )
-    facts = _facts(subject, shaped, path, folder / "report.html")
-    verdict = judge(recipe.target, recipe.limits, facts, timing, quality, parity)
-    with stages("Writing the report") as progress:
-        write_report(_describe(subject, shaped, bench, recipe, verdict), folder / "report.html")
-        write_manifest(_manifest(shaped, data, bench, recipe, verdict), folder)
-        save_record(verdict, folder / "verdict.json")
-        progress(1, 1, str(folder / "report.html"))
-    return verdict
-
-
-def _build(
-    subject: Subject, shaped: Shaped, bench: Bench, recipe: Recipe
-) -> tuple[list[Engine], list[Engine], Path]:
-    """Return loads of the baseline, of the engine as read back from disk, and where it lies."""
     folder, pruned = recipe.out, shaped.network
-    storing.save_network(pruned, subject.network, subject.channels, shaped.keep, folder)
+    storing.save_network(pruned, subject.network, subject.channels, shaped.plan.keep, folder)
     model = fold_norms(export_graph(pruned, recipe.target.batch))
     write_whole(folder / "model.onnx", model.SerializeToString())
-    path = bench.runtime.build(model, bench.settings).save(folder / "engine")
-    delivered = [bench.runtime.load(path, bench.settings) for _ in range(LOADS)]
-    baselines = [bench.runtime.build(subject.template, bench.settings) for _ in range(LOADS)]
-    return baselines, delivered, path
+    path = rig.runtime.build(model, rig.settings).save(folder / "engine")
+    return Engines(
+        baselines=tuple(rig.loads(subject.template)),
+        delivered=tuple(rig.runtime.load(path, rig.settings) for _ in range(LOADS)),
+        path=path,
+    )
 
 
-def _facts(subject: Subject, shaped: Shaped, engine: Path, report: Path) -> Facts:
-    widths = final_widths(shaped)
+def facts_of(subject: Subject, shaped: Shaped, engine: Path, folder: Path) -> Facts:
+    """Return what is known of the delivered network before it is measured."""
+    plan, layers = shaped.plan, subject.layers
     return Facts(
-        predicted_share=shaped.predicted_share,
+        predicted_share=plan.predicted_ms / plan.baseline_ms,
         proof_error=shaped.proof_error,
         parameters=(_parameters(subject.network.module), _parameters(shaped.network.module)),
-        macs=(
-            macs_of(subject.layers, full_widths(subject.channels)),
-            macs_of(subject.layers, widths),
-        ),
+        macs=(macs_of(layers, {}), macs_of(layers, plan.widths)),
         engine=str(engine),
-        report=str(report),
+        report=str(folder / REPORT),
         form=subject.form,
     )
 
@@ -109,76 +126,25 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def final_widths(shaped: Shaped) -> dict[str, int]:
-    """Return the width of every pruned group of the original network, after all rounds."""
-    return {name: len(units) for name, units in shaped.keep.items()}
-
-
-def layer_rows(
-    subject: Subject, table: LatencyTable, widths: Mapping[str, int]
-) -> tuple[LayerRow, ...]:
-    """Return channels, multiply-adds and latency of every layer, at full width and at `widths`."""
-    full = full_widths(subject.channels)
-    both = {name: tuple(sorted({full[name], widths[name]})) for name in full}
-    before, _ = _times(table, subject, both, full)
-    after, measured = _times(table, subject, both, {**full, **widths})
-    return tuple(
-        _layer_row(
-            layer, (full, widths), (before[layer.name], after[layer.name]), measured[layer.name]
-        )
-        for layer in subject.layers
-    )
-
-
-def _times(
-    table: LatencyTable,
-    subject: Subject,
-    candidates: Mapping[str, tuple[int, ...]],
-    widths: Mapping[str, int],
-) -> tuple[dict[str, float], dict[str, bool]]:
-    costs = predicting.costs(table, subject.layers, candidates, around=widths)
-    return predicting.layer_times(costs, candidates, widths)
-
-
-def _layer_row(
-    layer: Layer,
-    widths: tuple[Mapping[str, int], Mapping[str, int]],
-    times_us: tuple[float, float],
-    measured: bool,
-) -> LayerRow:
-    gone = layer.is_emptied(widths[1])
-    in_before, out_before = layer.channels_at(widths[0])
-    in_after, out_after = (0, 0) if gone else layer.channels_at(widths[1])
-    return LayerRow(
-        layer=layer.name,
-        operator=layer.key.operator,
-        in_before=in_before,
-        in_after=in_after,
-        out_before=out_before,
-        out_after=out_after,
-        macs_before=macs_of((layer,), widths[0]),
-        macs_after=macs_of((layer,), widths[1]),
-        before_us=times_us[0],
-        after_us=times_us[1],
-        measured=measured,
-    )
-
-
-def _describe(
-    subject: Subject, shaped: Shaped, bench: Bench, recipe: Recipe, verdict: Verdict
+def describe(
+    subject: Subject, shaped: Shaped, rig: Rig, recipe: Recipe, verdict: Verdict
 ) -> Report:
+    """Return everything that the report tells about a run."""
     return Report(
-        title=f"{recipe.model.name} on {bench.runtime.device()}",
-        device=bench.runtime.machine(),
+        title=f"{recipe.model.name} on {rig.runtime.device()}",
+        device=rig.runtime.machine(),
         conditions=conditions(),
         channels=subject.channels,
         floors=shaped.fitted.floors,
-        plan=shaped.fitted.plan,
-        layers=layer_rows(subject, load_table(bench.path), final_widths(shaped)),
-        loop=tuple((turn.predicted_ms, turn.measured_ms) for turn in shaped.fitted.loop),
+        plan=shaped.plan,
+        layers=layer_rows(subject, rig.table(), shaped.plan),
+        loop=tuple(
+            (turn.predicted_ms, turn.measured_ms, turn.target_ms) for turn in shaped.fitted.loop
+        ),
         epochs=shaped.epochs,
         sparse_epochs=shaped.sparse_epochs,
         sparsified=recipe.sparsify.method,
+        rounds=recipe.plan.rounds,
         verdict=verdict,
         recipe_yaml=dump_recipe(recipe),
         versions=versions(),
@@ -186,22 +152,91 @@ def _describe(
     )
 
 
-def _manifest(
-    shaped: Shaped, data: Data, bench: Bench, recipe: Recipe, verdict: Verdict
-) -> Manifest:
-    return Manifest(
-        command=shlex.join(["espalier", *sys.argv[1:]]),
+def layer_rows(subject: Subject, table: LatencyTable, plan: Plan) -> tuple[LayerRow, ...]:
+    """Return channels, multiply-adds and latency of every layer, before and after.
+
+    Raises:
+        MissingLatencyError: the table does not know the network.
+    """
+    narrowed = [choice for choice in plan.choices if choice.width < choice.full]
+    candidates = {choice.group: (choice.width, choice.full) for choice in narrowed}
+    full = {choice.group: choice.full for choice in narrowed}
+    widths = {choice.group: choice.width for choice in narrowed}
+    layers = subject.layers
+    before_us, _ = layer_times(costs(table, layers, candidates, full), candidates, full)
+    after_us, measured = layer_times(costs(table, layers, candidates, widths), candidates, widths)
+    return tuple(
+        _layer_row(
+            layer, widths, (before_us[layer.name], after_us[layer.name]), measured[layer.name]
+        )
+        for layer in layers
+    )
+
+
+def _layer_row(
+    layer: Layer, widths: Mapping[str, int], times_us: tuple[float, float], measured: bool
+) -> LayerRow:
+    in_before, out_before = layer.channels_at({})
+    in_after, out_after = (0, 0) if layer.is_emptied(widths) else layer.channels_at(widths)
+    return LayerRow(
+        layer=layer.name,
+        operator=layer.key.operator,
+        in_before=in_before,
+        in_after=in_after,
+        out_before=out_before,
+        out_after=out_after,
+        macs_before=macs_of((layer,), {}),
+        macs_after=macs_of((layer,), widths),
+        before_us=times_us[0],
+        after_us=times_us[1],
+        measured=measured,
+    )
+
+
+def write_results(report: Report, data: Data, rig: Rig, recipe: Recipe) -> None:
+    """Write report, manifest and verdict beside the engine.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    folder = recipe.out
+    write_report(report, folder / REPORT)
+    manifest = Manifest(
+        command=report.command,
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.seed,
         weights_sha256=file_digest(weights) if (weights := recipe.model.weights) else "",
         network_sha256=model_digest(file) if (file := recipe.model.file) else "",
         data_digest=data.digest,
-        table=str(bench.path),
-        table_sha256=file_digest(bench.path),
-        device=bench.runtime.machine(),
-        conditions=conditions(),
-        versions=versions(),
-        plan=shaped.fitted.plan,
-        verdict=verdict,
-        files_sha256=digests(recipe.out, DELIVERED),
+        table=str(rig.path),
+        table_sha256=file_digest(rig.path),
+        device=report.device,
+        conditions=report.conditions,
+        versions=report.versions,
+        plan=report.plan,
+        verdict=report.verdict,
+        files_sha256=digests(folder, DELIVERED),
     )
+    save_record(manifest, folder / "manifest.json")
+    save_record(report.verdict, folder / "verdict.json")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that decide the result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def digests(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
+    """Return the SHA-256 of the delivered files among `names` (files, or folders of files)."""
+    found: dict[str, str] = {}
+    for name in names:
+        place = folder / name
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        found |= {str(f.relative_to(folder)): file_digest(f) for f in files if f.is_file()}
+    return found

@@ -10,11 +10,10 @@ from torch import Tensor
 from hardware.latency.end_to_end import Timing
 from hardware.runtimes.base import Engine
 from pipeline.recipe import LimitsSection, TargetSection
-from pipeline.records import Form, Network, Verdict
+from pipeline.records import Form, Network, Progress, Verdict
 from pipeline.tasks.evaluate import Score, accuracy, engine_predictor, torch_predictor
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +79,7 @@ def judge(
     """Return the verdict: every limit with what was measured and what was allowed.
 
     A target given as a ratio is a share of the baseline measured in the same run; the prediction
-    is scaled by the same baseline, so that a machine that drifts does not pass for an error.
+    is scaled by the same baseline, so that a machine that became slower does not pass for an error.
     """
     before, after = timing.baseline, timing.delivered
     target_ms = target.latency_ms or (target.latency_ratio or 1.0) * before.median_ms

@@ -5,21 +5,21 @@ from pathlib import Path
 from hardware.bundle import Contents, Manifest, pack, write_bundle
 from hardware.device import this_device
 from hardware.errors import DeviceMismatchError, MissingLatencyError, RuntimeMissingError
-from hardware.latency import predict as predicting
 from hardware.latency.table import LatencyTable, TableKey, load_table, table_path
 from hardware.latency.variant import digest_of
 from hardware.remote import bring_home
 from hardware.runtimes import get_runtime
 from hardware.runtimes.base import EngineSettings
-from pipeline.diagnosis.diagnose import applicability_warning
 from pipeline.errors import PlanError, RecipeError
 from pipeline.networks.analyse import Subject, analyse
 from pipeline.networks.load import load_network
-from pipeline.planning import widths as planning
-from pipeline.planning.fit import AIM, FittedPlan, Stages, Wishes, allocate_settled, weigh
+from pipeline.planning.inputs import gather_inputs
+from pipeline.planning.turns import Request, plan_of, plan_widths, warning_of, what_to_spend
+from pipeline.planning.widths import swept_widths
 from pipeline.recipe import Recipe, TargetSection
+from pipeline.records import FittedPlan, Stages
 from pipeline.tasks.data import load_data
-from pipeline.workspace import Workspace
+from pipeline.workspace import open_workspace
 
 
 def make_bundle(
@@ -30,7 +30,7 @@ def make_bundle(
     Args:
         recipe: names the network, the settings and the candidate widths.
         path: the zip file.
-        stages: told of every stage.
+        stages: shows every stage.
         with_weights: send the weights too; latency does not depend on them.
     """
     subject = _subject(recipe, stages)
@@ -73,29 +73,23 @@ def plan_from_table(recipe: Recipe, stages: Stages, *, restart: bool = False) ->
         HardwareError: there is no table of that device, or not of this network.
     """
     table, path = _table_of(recipe)
-    place = Workspace(recipe, restart=restart)
-    if (done := place.load(FittedPlan, "plan-from-table")) is not None:
-        return done
-    subject = _subject(recipe, stages)
-    with stages("Loading the images") as progress:
-        data = load_data(recipe.data, subject.network.input_shape, recipe.seed, progress)
-    digest = digest_of(subject.template)
-    if digest not in table.full_networks_ms:
-        raise MissingLatencyError(
-            f"{path} holds no measurement of this network. Measure it on {table.key.device}: "
-            "espalier profile RECIPE --bundle bundle.zip, there espalier measure bundle.zip, here "
-            "espalier profile RECIPE --import table.json."
-        )
-    baseline_ms = table.full_ms(digest)
-    with stages("Measuring what each filter is worth") as progress:
-        wishes = weigh(
-            subject, data, recipe.plan, place.state / "damage.json", recipe.seed, progress
-        )
-    with stages("Planning") as progress:
-        fitted = _fit(subject, wishes, table, baseline_ms, recipe)
-        progress(1, 1, f"predicted {fitted.plan.predicted_ms:.4g} of {baseline_ms:.4g} ms")
-    place.save(fitted, "plan-from-table")
-    return fitted
+    with open_workspace(recipe, restart=restart) as place:
+        if (done := place.load(FittedPlan, "plan-from-table")) is not None:
+            return done
+        subject = _subject(recipe, stages)
+        share = _share_of(recipe.target, table, path, subject) ** (1 / recipe.plan.rounds)
+        with stages("Loading the images") as progress:
+            data = load_data(recipe.data, subject.network.input_shape, recipe.seed, progress)
+        with stages("Measuring what each filter is worth") as progress:
+            cache = place.state / "damage.json"
+            inputs = gather_inputs(subject, data, recipe.plan, cache, recipe.seed, progress)
+        request = Request(subject=subject, inputs=inputs, section=recipe.plan, share=share)
+        with stages("Planning") as progress:
+            fitted = _fit(request, table, recipe.target)
+            plan = fitted.plan
+            progress(1, 1, f"predicted {plan.predicted_ms:.4g} of {plan.baseline_ms:.4g} ms")
+        place.save(fitted, "plan-from-table")
+        return fitted
 
 
 def is_away(target: TargetSection) -> bool:
@@ -141,9 +135,7 @@ def _packed(
         network=recipe.model.name,
         template=subject.template,
         channels=subject.channels,
-        candidates=planning.candidate_widths(
-            subject.channels, (), recipe.plan.step, recipe.plan.empty_branches
-        ),
+        candidates=swept_widths(subject.channels, recipe.plan),
         settings=EngineSettings(precision=target.precision, threads=target.threads),
         batch=target.batch,
         seed=recipe.seed,
@@ -185,33 +177,34 @@ def _table_of(recipe: Recipe) -> tuple[LatencyTable, Path]:
     return table, path
 
 
-def _fit(
-    subject: Subject, wishes: Wishes, table: LatencyTable, baseline_ms: float, recipe: Recipe
-) -> FittedPlan:
+def _share_of(target: TargetSection, table: LatencyTable, path: Path, subject: Subject) -> float:
+    """Return the target as a share of what the full network takes by the device's table."""
+    try:
+        full_ms = table.full_ms(digest_of(subject.template))
+    except MissingLatencyError as error:
+        raise MissingLatencyError(
+            f"{path} holds no measurement of this network. Measure it on {table.key.device}: "
+            "espalier profile RECIPE --bundle bundle.zip, there espalier measure bundle.zip, here "
+            "espalier profile RECIPE --import table.json."
+        ) from error
+    if target.latency_ratio is not None:
+        return target.latency_ratio
+    assert target.latency_ms is not None  # the recipe demands one of the two
+    return min(1.0, target.latency_ms / full_ms)
+
+
+def _fit(request: Request, table: LatencyTable, target: TargetSection) -> FittedPlan:
     """Return the plan that the table predicts to meet the target."""
-    target = recipe.target
-    share = target.latency_ratio
-    if share is None:
-        assert target.latency_ms is not None  # the recipe demands one of the two
-        share = min(1.0, target.latency_ms / baseline_ms)
-    target_ms = share ** (1 / recipe.plan.rounds) * baseline_ms
-    allocation = allocate_settled(subject, wishes, table, AIM * target_ms, None, recipe.plan)
-    plan = planning.make_plan(
-        subject.channels,
-        wishes.floors,
-        wishes.saliency,
-        wishes.candidates,
-        wishes.values,
-        predicting.costs(table, subject.layers, wishes.candidates, allocation.widths),
-        allocation,
-        target_ms=target_ms,
-        baseline_ms=baseline_ms,
-        objective=recipe.plan.objective,
-    )
+    target_ms = request.target_ms(table)
+    limits_ms = (what_to_spend(request, table, ()), target_ms)
+    try:
+        plan = plan_of(request, table, plan_widths(request, table, limits_ms, None))
+    except PlanError as error:
+        raise PlanError(f"{error} (The recipe asks for {target.asked}.)") from error
     if plan.predicted_ms > target_ms:
         raise PlanError(
             f"The best plan found is predicted to take {plan.predicted_ms:.4f} ms, the target is "
-            f"{target_ms:.4f} ms. Raise the target, or measure more on the device."
+            f"{target_ms:.4f} ms ({target.asked}). Raise the target, or measure more on the device."
         )
-    warning = applicability_warning(plan, wishes.blind, recipe.plan.criterion)
-    return FittedPlan(plan=plan, floors=wishes.floors, loop=(), warning=warning)
+    floors = request.inputs.floors
+    return FittedPlan(plan=plan, floors=floors, loop=(), warning=warning_of(request, plan))

@@ -12,8 +12,6 @@ from hardware.latency.predict import Candidates, LayerCost
 from pipeline.errors import PlanError
 from pipeline.records import Array
 
-Values = Mapping[str, Mapping[int, float]]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostModel:

@@ -1,19 +1,22 @@
 """The choice of widths as an exact mixed-integer program, solved by HiGHS with its gap."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import OptimizeResult
 
 from hardware.graph.channel_map import Branch, ChannelMap
 from hardware.latency.predict import Candidates, LayerCost
 from pipeline.errors import PlanError
-from pipeline.planning.program import CostModel, Program, Values, model_costs
-from pipeline.records import Array, Floor
+from pipeline.planning.program import CostModel, Program, model_costs
+from pipeline.records import Array, Floor, PlanningInputs, Values
 
 # HiGHS stops at an absolute gap of 1e-6, so the objective is scaled until that is nothing.
 OBJECTIVE_RANGE = 1e4
+ROUNDING = 1e-6  # relative; what the solver's sums may be off
 INFEASIBLE = 2  # status of scipy.optimize.milp; 0 = proven best, 1 = limit reached
 
 
@@ -30,31 +33,28 @@ class Allocation:
 
 
 def allocate(
-    channels: ChannelMap,
-    candidates: Candidates,
-    values: Values,
+    inputs: PlanningInputs,
     costs: Sequence[LayerCost],
     target_us: float,
+    spend_us: float | None = None,
     time_limit_s: float = 60.0,
-    floors: Sequence[Floor] = (),
 ) -> Allocation:
-    """Return the widths of most value whose costs add up to the target at most.
+    """Return the widths of most value whose costs add up to what may be spent at most.
 
     Every group takes exactly one of its candidate widths; width 0 only where a branch is emptied,
     which empties all groups of the branch. A layer that depends on two groups costs
     `sum_ij cost[i, j] * x_i * z_j`; the products are exact linear variables `y_ij` with
     `sum_j y_ij = x_i` and `sum_i y_ij = z_j`. Where values are flat, the wider width is preferred
     (by a billionth of the range of values per width), and what is still free in the end is given
-    back by `give_back`.
+    back by `give_back`. Where no widths cost as little as may be spent, but some meet the target,
+    the most valuable of the fastest widths are taken.
 
     Args:
-        channels: for its branches.
-        candidates: ascending widths per group, the full width last.
-        values: what each width is worth, higher = better.
+        inputs: candidates, their values, the branches, and the floors that errors name.
         costs: of every layer, over the candidates of the groups that it depends on.
         target_us: the latency allowed, microseconds.
+        spend_us: what a plan should cost, at most the target; None: the target.
         time_limit_s: for the solver; past it the best found so far, with its gap.
-        floors: named in the error where the target cannot be met.
 
     Returns:
         The allocation, with gap 0 where it is proven best.
@@ -63,19 +63,26 @@ def allocate(
         PlanError: no widths meet the target, or none were found in time.
     """
     started = time.perf_counter()
+    candidates, values = inputs.candidates, inputs.values
     model = model_costs(candidates, costs)
-    program = Program(model, _branches_of(channels, candidates))
+    program = Program(model, _branches_of(inputs.channels, candidates))
     worth = program.spread(_worth(candidates, values))
     scale = _scale(worth)
-    result = program.solve(-worth * scale, target_us, time_limit_s)
+    limit_us = target_us if spend_us is None else spend_us
+    result = program.solve(-worth * scale, limit_us, time_limit_s)
     if result.status == INFEASIBLE:
-        raise PlanError(_what_can_be_met(program, target_us, time_limit_s, floors))
+        fastest = program.solve(program.cost_us, None, time_limit_s)
+        least_us = math.inf if fastest.x is None else model.total_us(program.choice(fastest.x))
+        if limit_us >= target_us or least_us > target_us:
+            raise PlanError(_what_can_be_met(program, fastest, target_us, inputs.floors))
+        limit_us = min(least_us * (1 + ROUNDING), target_us)
+        result = program.solve(-worth * scale, limit_us, time_limit_s)
     if result.x is None:
         raise PlanError(
             f"No plan was found within {time_limit_s:g} s for {target_us / 1000:.4f} ms "
             f"({result.message}). Raise plan.time_limit_s, or plan.step for fewer candidates."
         )
-    choice = give_back(model, values, program.choice(result.x), target_us)
+    choice = give_back(model, values, program.choice(result.x), limit_us)
     value = sum(values[group][candidates[group][index]] for group, index in choice.items())
     bound = max(value, -float(result.mip_dual_bound) / scale) if result.status else value
     return Allocation(
@@ -152,15 +159,14 @@ def _scale(worth: Array) -> float:
 
 
 def _what_can_be_met(
-    program: Program, target_us: float, time_limit_s: float, floors: Sequence[Floor]
+    program: Program, fastest: OptimizeResult, target_us: float, floors: Sequence[Floor]
 ) -> str:
     """Return the error's text: the least latency, who is at the floor there, and what to change."""
     model = program.model
-    result = program.solve(program.cost_us, None, time_limit_s)
     text = f"No widths meet the target of {target_us / 1000:.4f} ms."
-    if result.x is None:
-        return f"{text} The least latency was not found in {time_limit_s:g} s ({result.message})."
-    choice = program.choice(result.x)
+    if fastest.x is None:
+        return f"{text} The least latency was not found in time ({fastest.message})."
+    choice = program.choice(fastest.x)
     least_us, full_us = model.total_us(choice), model.total_us(model.full())
     floor_of = {floor.group: floor.floor for floor in floors}
     shares = _shares(model, choice)

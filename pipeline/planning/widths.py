@@ -1,4 +1,4 @@
-"""Widths for a target: candidates, what each is worth, the exact choice, and a reason for each."""
+"""The widths that groups may have, and what each of them is worth."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,27 +6,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from hardware.graph.channel_map import ChannelMap, Group
-from hardware.latency.predict import Candidates, LayerCost
+from hardware.graph.channel_map import ChannelMap
+from hardware.latency.predict import Candidates
 from pipeline.errors import PlanError
-from pipeline.evidence.sensitivity import most_salient
-from pipeline.planning.program import CostModel, Values, model_costs
-from pipeline.planning.solve import Allocation, allocate
-from pipeline.records import Array, Choice, Floor, Plan, Removal
-
-__all__ = [
-    "Allocation",
-    "allocate",
-    "candidate_widths",
-    "default_step",
-    "make_plan",
-    "values_from_damage",
-    "values_from_removals",
-    "values_from_saliency",
-]
-
-# Of the full network's latency; less than this is not a gain, it is what measuring cannot tell.
-LEAST_GAIN = 0.002
+from pipeline.recipe import PlanSection
+from pipeline.records import Array, Floor, Removal
 
 # Of the range of values; keeps wider strictly better where a criterion sees no difference.
 TRACE = 1e-6
@@ -90,6 +74,15 @@ def candidate_widths(
     return found
 
 
+def swept_widths(channels: ChannelMap, section: PlanSection) -> dict[str, tuple[int, ...]]:
+    """Return the widths that a latency table is measured for: all candidates, before floors.
+
+    Floors depend on weights and images, latency does not: so one table serves every plan of a
+    network, and `espalier profile` measures what `espalier compress` needs.
+    """
+    return candidate_widths(channels, (), section.step, section.empty_branches)
+
+
 def values_from_saliency(
     saliency: Mapping[str, Tensor | Array],
     candidates: Candidates,
@@ -110,7 +103,7 @@ def values_from_saliency(
     """
     values = {}
     for group, widths in candidates.items():
-        scores = _scores(group, saliency)
+        scores = checked_scores(group, saliency)
         if scores.min() < 0:
             raise PlanError(
                 f"Saliency must be >= 0 to be shared out; in group {group} the least is "
@@ -184,7 +177,8 @@ def values_from_removals(
     }
 
 
-def _scores(group: str, saliency: Mapping[str, Tensor | Array]) -> Array:
+def checked_scores(group: str, saliency: Mapping[str, Tensor | Array]) -> Array:
+    """Return the saliency of a group's channels; raises PlanError where one is not a number."""
     scores: Array = np.asarray(saliency[group], dtype=np.float64)
     if not np.isfinite(scores).all():
         raise PlanError(
@@ -192,120 +186,3 @@ def _scores(group: str, saliency: Mapping[str, Tensor | Array]) -> Array:
             f"{scores.size} units. Check the network's weights and the calibration images."
         )
     return scores
-
-
-def make_plan(
-    channels: ChannelMap,
-    floors: Sequence[Floor],
-    saliency: Mapping[str, Tensor | Array],
-    candidates: Candidates,
-    values: Values,
-    costs: Sequence[LayerCost],
-    allocation: Allocation,
-    target_ms: float,
-    baseline_ms: float,
-    objective: str,
-) -> Plan:
-    """Return the plan: which units stay, what it costs, and why every group has its width.
-
-    Args:
-        channels: all groups, frozen ones too.
-        floors: by redundancy.
-        saliency: per group `(width,)`; the units of highest saliency stay.
-        candidates: ascending widths per group.
-        values: what each width is worth.
-        costs: of every layer; may be newer than those the allocation was made with.
-        allocation: the widths.
-        target_ms: the latency allowed.
-        baseline_ms: of the full network.
-        objective: what the values are, for the report: "saliency" or "sensitivity".
-    """
-    model = model_costs(candidates, costs)
-    choice = {group: candidates[group].index(allocation.widths[group]) for group in candidates}
-    floor_of = {floor.group: floor.floor for floor in floors}
-    explainer = _Explainer(model, values, choice, floor_of, objective)
-    return Plan(
-        target_ms=target_ms,
-        predicted_ms=model.total_us(choice) / 1000,
-        baseline_ms=baseline_ms,
-        gap=allocation.gap,
-        objective=objective,
-        value=allocation.value,
-        solver_s=allocation.seconds,
-        measured=all(
-            bool(np.asarray(cost.measured)[tuple(choice[group] for group in cost.groups)])
-            for cost in costs
-        ),
-        choices=tuple(explainer.explain(group) for group in channels.groups),
-        keep={
-            group: most_salient(_scores(group, saliency), allocation.widths[group])
-            for group in candidates
-        },
-    )
-
-
-class _Explainer:
-    """Says why a group has its width, by what its next wider and narrower candidates would do."""
-
-    def __init__(
-        self,
-        model: CostModel,
-        values: Values,
-        choice: Mapping[str, int],
-        floors: Mapping[str, int],
-        objective: str,
-    ) -> None:
-        self.model, self.values, self.choice = model, values, choice
-        self.floors, self.objective = floors, objective
-        self.spent_us = model.total_us(choice)
-        self.full_us = model.total_us(model.full())
-
-    def explain(self, group: Group) -> Choice:
-        if group.name not in self.model.candidates:
-            reason, detail, width = f"frozen: {group.frozen or 'no candidates'}", "", group.width
-            floor = group.width
-        else:
-            width = self.model.candidates[group.name][self.choice[group.name]]
-            reason, detail = self._reason(group, width), self._detail(group.name)
-            floor = self.floors.get(group.name, 1)
-        return Choice(
-            group=group.name,
-            full=group.width,
-            floor=floor,
-            width=width,
-            reason=reason,
-            detail=detail,
-        )
-
-    def _reason(self, group: Group, width: int) -> str:
-        if width == 0:
-            return "emptied"
-        narrower = self._narrower(group.name)
-        if narrower is None:
-            return "redundancy floor" if self.floors.get(group.name, 1) > 1 else "least candidate"
-        if self._saved_us(group.name, narrower) <= LEAST_GAIN * self.full_us:
-            return "no measured gain below"
-        return "full: worth its time" if width == group.width else "saliency"
-
-    def _detail(self, group: str) -> str:
-        """Return what one candidate narrower and one wider would save, cost, lose and gain."""
-        widths, index = self.model.candidates[group], self.choice[group]
-        parts = []
-        for other in (self._narrower(group), index + 1 if widths[index] else None):
-            if other is None or other >= len(widths):
-                continue
-            saved = self._saved_us(group, other)
-            gain = self.values[group][widths[other]] - self.values[group][widths[index]]
-            parts.append(
-                f"at {widths[other]}: {-saved:+.1f} us ({-saved / self.full_us:+.1%} of the "
-                f"network), {gain:+.3g} {self.objective}"
-            )
-        return "; ".join(parts)
-
-    def _narrower(self, group: str) -> int | None:
-        """Return the index of the next narrower candidate; None where there is none above 0."""
-        index = self.choice[group] - 1
-        return index if index >= 0 and self.model.candidates[group][index] > 0 else None
-
-    def _saved_us(self, group: str, index: int) -> float:
-        return self.spent_us - self.model.total_us({**self.choice, group: index})

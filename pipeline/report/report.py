@@ -61,7 +61,7 @@ class Report:
     floors: tuple[Floor, ...]
     plan: Plan
     layers: tuple[LayerRow, ...]
-    loop: tuple[tuple[float, float], ...]  # predicted_ms, measured_ms of every round
+    loop: tuple[tuple[float, float, float], ...]  # predicted, measured, target of every turn, ms
     epochs: tuple[EpochRecord, ...]
     verdict: Verdict
     recipe_yaml: str

@@ -280,7 +280,7 @@ def report(
         floors=floors,
         plan=plan,
         layers=_layer_rows(),
-        loop=((0.2398, 0.2512), (0.2436, 0.2447), (0.2431, 0.2410)),
+        loop=((0.2398, 0.2512, 0.2472), (0.2436, 0.2447, 0.2472), (0.2431, 0.2410, 0.2472)),
         epochs=epochs,
         verdict=verdict,
         recipe_yaml="model:\n  name: benchmarks.networks:cifar_resnet\n  arguments: {depth: 20}\n"

@@ -11,7 +11,7 @@ from hardware.latency.predict import LayerCost
 from pipeline.errors import PlanError
 from pipeline.planning.program import CostModel, model_costs
 from pipeline.planning.solve import allocate, give_back
-from pipeline.records import Floor
+from pipeline.records import Floor, PlanningInputs
 
 
 def channels_of(
@@ -24,6 +24,12 @@ def channels_of(
             for groups in branches
         ),
     )
+
+
+def inputs_of(
+    channels: ChannelMap, candidates: Mapping, values: Mapping, floors: tuple[Floor, ...] = ()
+) -> PlanningInputs:
+    return PlanningInputs(channels=channels, candidates=candidates, values=values, floors=floors)
 
 
 def cost(groups: tuple[str, ...], cost_us: object) -> LayerCost:
@@ -99,9 +105,9 @@ def test_no_combination_of_widths_beats_the_allocation(problem) -> None:
 
     if best is None:
         with pytest.raises(PlanError, match="No widths meet the target"):
-            allocate(channels, candidates, values, costs, target_us)
+            allocate(inputs_of(channels, candidates, values), costs, target_us)
         return
-    found = allocate(channels, candidates, values, costs, target_us)
+    found = allocate(inputs_of(channels, candidates, values), costs, target_us)
 
     assert found.value == pytest.approx(best, abs=1e-6)
     assert found.gap == pytest.approx(0, abs=1e-6) and found.bound >= found.value
@@ -117,7 +123,7 @@ def test_nothing_is_removed_that_buys_no_time(problem) -> None:
     if brute_force(channels, model, values, target_us) is None:
         return
 
-    widths = allocate(channels, candidates, values, costs, target_us).widths
+    widths = allocate(inputs_of(channels, candidates, values), costs, target_us).widths
 
     choice = {group: candidates[group].index(width) for group, width in widths.items()}
     for group, kept in candidates.items():
@@ -139,7 +145,7 @@ def test_the_wider_of_two_equal_widths_is_chosen_where_values_are_flat() -> None
     values = {group: {4: 1.0, 8: 1.0} for group in candidates}
     costs = [cost(("a",), [5, 5]), cost(("b",), [5, 10])]
 
-    found = allocate(channels_of(candidates), candidates, values, costs, target_us=10)
+    found = allocate(inputs_of(channels_of(candidates), candidates, values), costs, target_us=10)
 
     assert found.widths == {"a": 8, "b": 4}
 
@@ -149,7 +155,9 @@ def test_a_branch_is_emptied_as_a_whole() -> None:
     values = {"one": {0: 0.0, 4: 5.0}, "two": {0: 0.0, 4: 1.0}, "free": {4: 0.0, 8: 10.0}}
     costs = [cost(("one", "two"), [[0, 0], [0, 10]]), cost(("free",), [5, 10])]
 
-    found = allocate(channels_of(candidates, ("one", "two")), candidates, values, costs, 10)
+    found = allocate(
+        inputs_of(channels_of(candidates, ("one", "two")), candidates, values), costs, 10
+    )
 
     assert found.widths == {"one": 0, "two": 0, "free": 8}
     assert found.cost_us == 10 and found.value == 10
@@ -160,7 +168,7 @@ def test_width_0_is_out_of_reach_without_a_branch() -> None:
     costs = [cost(("a",), [0, 9])]
 
     with pytest.raises(PlanError, match="No widths meet"):
-        allocate(channels_of(candidates), candidates, values, costs, 5)
+        allocate(inputs_of(channels_of(candidates), candidates, values), costs, 5)
 
 
 def test_an_inner_branch_may_be_emptied_without_the_outer_one() -> None:
@@ -168,21 +176,22 @@ def test_an_inner_branch_may_be_emptied_without_the_outer_one() -> None:
     values = {group: {0: 0.0, 4: 1.0} for group in candidates}
     values["outer"][4] = 2.0
     costs = [cost(("inner",), [0, 6]), cost(("outer",), [0, 6])]
-    channels = channels_of(candidates, ("inner",), ("inner", "outer"))
+    inputs = inputs_of(channels_of(candidates, ("inner",), ("inner", "outer")), candidates, values)
 
-    assert allocate(channels, candidates, values, costs, 6).widths == {"inner": 0, "outer": 4}
+    assert allocate(inputs, costs, 6).widths == {"inner": 0, "outer": 4}
     values["inner"][4] = 9.0  # worth more, but the outer branch is not emptied without it
-    assert allocate(channels, candidates, values, costs, 6).widths == {"inner": 0, "outer": 4}
+    assert allocate(inputs, costs, 6).widths == {"inner": 0, "outer": 4}
 
 
 def test_a_target_out_of_reach_says_what_can_be_met_and_which_floors_bind() -> None:
     candidates = {"conv1": (8, 16), "conv2": (4, 16)}
     values = {"conv1": {8: 0.0, 16: 1.0}, "conv2": {4: 0.0, 16: 1.0}}
     costs = [cost((), 100), cost(("conv1",), [600, 700]), cost(("conv2",), [300, 1200])]
-    floors = [Floor(group="conv1", width=16, floor=7, score=2.0)]
+    floors = (Floor(group="conv1", width=16, floor=7, score=2.0),)
+    inputs = inputs_of(channels_of(candidates), candidates, values, floors)
 
     with pytest.raises(PlanError) as caught:
-        allocate(channels_of(candidates), candidates, values, costs, 900, floors=floors)
+        allocate(inputs, costs, 900, spend_us=0.985 * 900)
 
     message = str(caught.value)
     assert "target of 0.9000 ms" in message
@@ -215,13 +224,26 @@ def test_costs_that_do_not_fit_are_refused(bad: list[float]) -> None:
 def test_values_that_are_not_numbers_are_refused() -> None:
     candidates = {"a": (1, 2)}
 
+    inputs = inputs_of(channels_of(candidates), candidates, {"a": {1: np.nan, 2: 1}})
+
     with pytest.raises(PlanError, match="values that are not numbers"):
-        allocate(
-            channels_of(candidates), candidates, {"a": {1: np.nan, 2: 1}}, [cost(("a",), [1, 2])], 5
-        )
+        allocate(inputs, [cost(("a",), [1, 2])], 5)
 
 
-def hard_problem() -> tuple[ChannelMap, dict, dict, list[LayerCost]]:
+def test_a_target_just_above_the_least_possible_is_planned_at_the_least_possible() -> None:
+    candidates = {"a": (4, 8), "b": (4, 8)}
+    values = {"a": {4: 0.0, 8: 1.0}, "b": {4: 0.0, 8: 1.0}}
+    costs = [cost((), 500), cost(("a",), [400, 800]), cost(("b",), [99, 99])]
+    inputs = inputs_of(channels_of(candidates), candidates, values)
+
+    found = allocate(inputs, costs, target_us=1000, spend_us=985)
+
+    assert found.cost_us == 999 and found.widths == {"a": 4, "b": 8}
+    with pytest.raises(PlanError, match=r"target of 0\.9980 ms.* is 0\.9990 ms"):
+        allocate(inputs, costs, target_us=998, spend_us=983)
+
+
+def hard_problem() -> tuple[PlanningInputs, list[LayerCost]]:
     """Values nearly proportional to costs, and a chain of random pairs: hours to prove the best."""
     draws = np.random.default_rng(0)
     candidates = {f"g{i}": tuple(range(1, 13)) for i in range(60)}
@@ -231,7 +253,7 @@ def hard_problem() -> tuple[ChannelMap, dict, dict, list[LayerCost]]:
         costs.append(cost((name,), steps))
         values[name] = dict(zip(widths, (steps + draws.integers(0, 9, 12)).tolist(), strict=True))
     costs += [cost(pair, draws.integers(0, 1000, (12, 12))) for pair in pairwise(candidates)]
-    return channels_of(candidates), candidates, values, costs
+    return inputs_of(channels_of(candidates), candidates, values), costs
 
 
 def test_the_gap_is_reported_when_time_runs_out() -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 from hardware.graph.channel_map import ChannelMap
 from hardware.latency.predict import LayerCost
 from pipeline.errors import PipelineError
-from pipeline.planning.widths import allocate, values_from_removals
-from pipeline.records import GroupView, Removal
+from pipeline.planning.solve import allocate
+from pipeline.planning.widths import values_from_removals
+from pipeline.records import GroupView, PlanningInputs, Removal
 from pipeline.redundancy import MEASURES, NEEDS
 from pipeline.redundancy.graph import (
     NULL_NEIGHBOURS,
@@ -248,12 +249,13 @@ def test_where_all_filters_take_the_same_time_the_solver_follows_the_loop() -> N
         for name, widths in candidates.items()
     ]
     values = values_from_removals(order, candidates)
+    inputs = PlanningInputs(channels=channels, candidates=candidates, values=values)
 
     for count in (3, 6, 10):
         left = {v.name: v.width for v in views}
         for removal in order[:count]:
             left[removal.group] = removal.width
-        found = allocate(channels, candidates, values, costs, target_us=28 - count)
+        found = allocate(inputs, costs, target_us=28 - count)
         worth = {n: values[n][w] for n, w in found.widths.items()}
         assert sum(worth.values()) <= sum(values[n][w] for n, w in left.items()) + 1e-4
         assert sum(found.widths.values()) == 28 - count
