@@ -15,7 +15,7 @@ from hardware.records import Record
 
 Array = npt.NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
-"""Takes how much is done, of how much, and a line of text."""
+"""Takes how much is done, of how much (0: not known), and a line of text."""
 Stages = Callable[[str], AbstractContextManager[Progress]]
 """Names a stage and yields its progress callback."""
 Values = Mapping[str, Mapping[int, float]]
@@ -107,7 +107,7 @@ class PlanningInputs:
     values: Values
     floors: tuple[Floor, ...] = ()  # below which no candidate lies, but for 0
     saliency: Mapping[str, Tensor | Array] = field(default_factory=dict)  # (width,), higher = keep
-    blind: frozenset[str] = frozenset()  # groups in which the criterion is no more than chance
+    inapplicable: frozenset[str] = frozenset()  # groups in which the criterion is mere chance
 
 
 class Choice(Record):

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +20,13 @@ from pipeline.errors import PipelineError
 from pipeline.evidence.recalibrate import following, observing
 from pipeline.evidence.replay import Tape, record, replay
 from pipeline.processor import has_bf16
-from pipeline.records import Array, Network
+from pipeline.records import Array, Network, Progress
 from pipeline.surgery.mask import masked
 from pipeline.tasks.evaluate import evaluating
 from pipeline.tasks.losses import classification_loss
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
 Batches = Sequence[tuple[Tensor, Tensor]]
 Candidates = Mapping[str, tuple[int, ...]]
 

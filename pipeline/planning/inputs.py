@@ -65,7 +65,7 @@ def gather_inputs(
         values=values,
         floors=floors,
         saliency=saliency,
-        blind=inapplicable_groups(views, section.criterion, criterion, saliency),
+        inapplicable=inapplicable_groups(views, section.criterion, criterion, saliency),
     )
 
 

@@ -165,7 +165,7 @@ def fitted_plan(request: Request, trials: Sequence[Trial]) -> FittedPlan:
 
 def warning_of(request: Request, plan: Plan) -> str | None:
     """Return what is doubtful about a plan, None where nothing is."""
-    return applicability_warning(plan, request.inputs.blind, request.section.criterion)
+    return applicability_warning(plan, request.inputs.inapplicable, request.section.criterion)
 
 
 def plan_widths(

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 
@@ -12,9 +12,7 @@ from rich.table import Column
 from rich.text import Text
 
 from pipeline import wording
-
-Progress = Callable[[int, int, str], None]
-"""How a loop reports: steps done, steps in all (0: not known), and what it is at."""
+from pipeline.records import Progress
 
 _HEARTBEAT_S = 60.0  # a log without bars has a line of a long stage at least this often
 
