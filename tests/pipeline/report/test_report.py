@@ -393,6 +393,8 @@ def test_epochs_of_several_rounds_are_told_apart(report, page, tmp_path):
     twice = Page(written(replace(report, rounds=2, epochs=(*first, *again)), tmp_path))
 
     assert "in 2 rounds. The plan joins them" in twice.text
+    assert "the gap, the largest of all rounds" in twice.text
+    assert "plan again; every round has its own target" in twice.text
     assert twice.row("1.2 ").endswith("31.5 s") and twice.row("2.1 ").endswith("1 min 00 s")
     assert "Round.epoch" in twice.text and "that of the last one is delivered" in twice.text
     assert "rounds" not in page.text
