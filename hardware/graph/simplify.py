@@ -3,6 +3,12 @@
 After `simplify` a model has no `Shape` of a static value, no sequences, no convolution bias that is
 only zeros, no local functions, and every node has a name of its own. What a parameter's *values*
 decide is left alone: only constants and the static shapes of values are used.
+
+Libraries were tried on 13 networks in November 2026. `onnxscript.optimizer.optimize` (0.7.2) folds
+norms and parameters into new ones, onnx-ir (1.1.0) by itself leaves `Shape`, onnxslim (0.1.98)
+folds weights and leaves `CastLike`. The `fold_constants` of onnxscript, told to spare
+parameters, finds the same groups but drops `Dropout`; with that put aside, too, training the graph
+form of an ONNX file aborted with a corrupted heap, for a reason that was not found.
 """
 
 import math

@@ -158,6 +158,25 @@ def test_a_folded_scalar_stays_a_scalar() -> None:
     assert run(simple)[0].shape == (1, 4)
 
 
+def test_a_dropout_stays_for_the_graph_form_to_train_with() -> None:
+    nodes = [
+        helper.make_node("Dropout", ["v0", "ratio"], ["v1"], "dropout"),
+        helper.make_node("Relu", ["v1"], ["v2"], "relu"),
+    ]
+    ratio = numpy_helper.from_array(np.array(0.3, dtype=np.float32), "ratio")
+
+    simple = simplify(unary(nodes, "v0", "v2", [ratio]))
+
+    assert [node.op_type for node in simple.graph.node] == ["Dropout", "Relu"]
+
+
+def test_what_is_computed_from_a_parameter_is_left_alone() -> None:
+    simple = simplify(scaled(1))
+
+    assert [node.op_type for node in simple.graph.node] == ["Mul", "Conv"]
+    assert [tensor.name for tensor in simple.graph.initializer] == ["c0.weight", "c0.gain"]
+
+
 def idle(count: int) -> onnx.ModelProto:
     """Return a chain of Identity nodes."""
     nodes = [helper.make_node("Identity", [f"v{i}"], [f"v{i + 1}"], f"n{i}") for i in range(count)]
