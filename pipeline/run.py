@@ -30,6 +30,7 @@ from pipeline.rig import Rig, open_rig
 from pipeline.surgery.proof import prove
 from pipeline.surgery.remove import prune
 from pipeline.tasks.data import Data, load_data
+from pipeline.tasks.evaluate import require_classes
 from pipeline.training.stages import finetune, sparsify
 from pipeline.training.training import TrainingJob
 from pipeline.workspace import Workspace, open_workspace
@@ -83,6 +84,8 @@ def compress(recipe: Recipe, stages: Stages = quiet, *, restart: bool = False) -
         if (done := place.load(Verdict, "verdict")) is not None:
             return done
         job = prepare(recipe, stages)
+        if recipe.finetune.epochs:  # else only after minutes of measuring
+            require_classes(job.network, job.data.classes)
         share = target_share(job, place)
         verdict: Verdict | None = None
         for attempt in range(1, ATTEMPTS + 1):

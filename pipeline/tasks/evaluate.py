@@ -1,6 +1,6 @@
 """How well a network or an engine classifies images."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -121,6 +121,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
+
+
+def require_classes(network: Network, classes: Sequence[str]) -> None:
+    """Raise DataError where a network does not give one number per class of the images."""
+    with evaluating(network.module), torch.inference_mode():
+        outputs = network.module(network.example())
+    found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if found != (1, len(classes)):
+        raise DataError(
+            f"{network.spec} gives outputs of shape {found} for one image, and the images have "
+            f"{len(classes)} classes ({', '.join(classes[:3])}, ...): not (1, {len(classes)}). "
+            "Set the number of classes in model.arguments, or name other images in data.source."
+        )
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:

@@ -19,7 +19,7 @@ from hardware.records import load_record
 from hardware.runtimes.fake import FakeRuntime
 from pipeline import run as running
 from pipeline.delivery.deliver import Manifest
-from pipeline.errors import PlanError
+from pipeline.errors import DataError, PlanError
 from pipeline.networks.graphform.module import GraphForm
 from pipeline.networks.store import Architecture, load_pruned
 from pipeline.recipe import Recipe
@@ -95,6 +95,16 @@ def test_a_runtime_without_node_times_is_refused_before_the_first_stage(tmp_path
         compress(recipe(tmp_path), lambda stage: begun.append(stage) or quiet(stage))
 
     assert begun == []
+
+
+def test_a_network_of_other_classes_is_refused_before_anything_is_measured(tmp_path):
+    asked = recipe(tmp_path)
+    model = asked.model.model_copy(update={"arguments": {"blocks": 1, "classes": 7}})
+
+    with pytest.raises(DataError, match=r"outputs of shape \(1, 7\) .* 10 classes .*arguments"):
+        compress(asked.model_copy(update={"model": model}))
+
+    assert not (tmp_path / "profiles").exists()
 
 
 def test_a_run_leaves_everything_that_it_promises(finished):
