@@ -130,7 +130,7 @@ def require_classes(network: Network, classes: Sequence[str]) -> None:
     found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
     if found != (1, len(classes)):
         raise DataError(
-            f"{network.spec} gives outputs of shape {found}, not (1, {len(classes)}), for one image; "
+            f"{network.spec} gives outputs of shape {found}, not (1, {len(classes)}), per image; "
             f"the images have the {len(classes)} classes {', '.join(classes[:3])}, ... Set the "
             "number of classes in model.arguments, or name other images in data.source."
         )
