@@ -57,4 +57,5 @@ def test_the_base_install_is_what_hardware_imports_and_nothing_else():
 
     found = set().union(*(imported(p.read_text()) for p in (ROOT / "hardware").rglob("*.py")))
 
-    assert found - RUNTIMES - {"hardware"} == needed
+    # onnx needs protobuf itself, and raises its errors.
+    assert found - RUNTIMES - {"hardware", "google"} == needed
