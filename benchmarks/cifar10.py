@@ -21,13 +21,13 @@ from espalier import Recipe, StageProgress, compress, read_recipe
 from hardware.device import this_device
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import Keep
-from hardware.graph.fold_norms import fold_norms
 from hardware.records import write_whole
 from pipeline.criteria import CRITERIA
 from pipeline.delivery.deliver import versions
 from pipeline.delivery.verify import measure_quality
 from pipeline.evidence.views import group_views
 from pipeline.networks.export import export_graph
+from pipeline.networks.fold_norms import fold_norms
 from pipeline.records import Progress, Stages
 from pipeline.run import Job, prepare, training_job
 from pipeline.surgery.proof import prove

@@ -17,11 +17,11 @@ from benchmarks.zoo.standardised import (
 )
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import ChannelMap, Keep
-from hardware.graph.fold_norms import fold_norms
 from hardware.graph.model import shapes
 from pipeline.channels.checks import mask_graph, random_keep
 from pipeline.channels.find import find_groups
 from pipeline.errors import NetworkError, ProofError
+from pipeline.networks.fold_norms import fold_norms
 from pipeline.networks.graphform.module import GraphForm
 from pipeline.networks.graphform.names import find_roles
 from pipeline.records import Network

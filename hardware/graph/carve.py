@@ -22,7 +22,6 @@ from hardware.graph.model import (
     set_attribute,
     to_array,
 )
-from hardware.graph.simplify import simplified
 
 
 def carve(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -> onnx.ModelProto:
@@ -40,7 +39,7 @@ def carve(model: onnx.ModelProto, channels: ChannelMap, keep: Keep) -> onnx.Mode
     """
     _check(channels, keep)
     carved = onnx.ModelProto()
-    carved.CopyFrom(simplified(model))
+    carved.CopyFrom(model)
     _empty_branches(carved, [b for b in channels.branches if is_emptied(b, keep)])
     _slice_parameters(carved, _kept_positions(channels, keep))
     _recompute_sizes(carved, channels, keep)

@@ -15,7 +15,6 @@ from onnx import NodeProto
 from hardware.graph.channel_map import ChannelMap, FrozenAxis, Group, ParameterSlice, Resize
 from hardware.graph.model import complete_shapes, constant_values, initializers, opset, shapes, uses
 from hardware.graph.operators import is_standard
-from hardware.graph.simplify import simplified
 from pipeline.channels.branches import find_branches
 from pipeline.channels.choices import resolve
 from pipeline.channels.labels import Value
@@ -38,7 +37,6 @@ def find_groups(graph: onnx.ModelProto) -> ChannelMap:
     Raises:
         ModelError: the shapes of the graph contradict one another.
     """
-    graph = simplified(graph)
     trace = run_on_labels(graph)
     resolve(trace.unions, [*trace.choices, *trace.rectangles])
     return _Assembly(trace, graph).channel_map()

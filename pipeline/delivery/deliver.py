@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from hardware.device import Device, conditions
-from hardware.graph.fold_norms import fold_norms
 from hardware.latency.end_to_end import LOADS
 from hardware.latency.layers import Layer, macs_of
 from hardware.latency.predict import costs, layer_times
@@ -23,6 +22,7 @@ from pipeline.delivery.verify import Facts
 from pipeline.networks import store as storing
 from pipeline.networks.analyse import Subject
 from pipeline.networks.export import export_graph
+from pipeline.networks.fold_norms import fold_norms
 from pipeline.recipe import Recipe, dump_recipe
 from pipeline.records import EpochRecord, FittedPlan, Network, Plan, Verdict
 from pipeline.report.report import LayerRow, Report, write_report

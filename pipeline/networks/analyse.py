@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import onnx
 
 from hardware.graph.channel_map import ChannelMap, Keep
-from hardware.graph.fold_norms import fold_norms
 from hardware.latency.layers import Layer
 from hardware.latency.template_layers import layers_of
 from pipeline.channels.counts import prunable_shares
@@ -17,6 +16,7 @@ from pipeline.channels.find import find_groups
 from pipeline.errors import NetworkError, RecipeError, SurgeryError, first_line
 from pipeline.networks.conversion import graph_form
 from pipeline.networks.export import export_graph
+from pipeline.networks.fold_norms import fold_norms
 from pipeline.recipe import Surgery
 from pipeline.records import Form, Network
 from pipeline.surgery.forms import GraphBacked

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from hardware.graph.batch_size import free_batch, graph_input, set_input_shape
 from hardware.graph.model import complete_shapes, initializers, load_model
-from hardware.graph.simplify import simplify
 from pipeline.errors import NetworkError
 from pipeline.networks.export import export_graph
 from pipeline.networks.graphform.module import COUNTER, GraphForm, Roles, write_tensors
 from pipeline.networks.graphform.names import find_roles, name_parameters
+from pipeline.networks.simplify import simplify
 from pipeline.records import Network
 from pipeline.surgery.narrow import named_tensors
 from pipeline.surgery.proof import outputs_of

@@ -13,8 +13,8 @@ from torch import nn
 from hardware.errors import ModelError
 from hardware.graph.model import complete_shapes, name_nodes
 from hardware.graph.operators import PRODUCTS
-from hardware.graph.simplify import simplify
 from pipeline.errors import NetworkError
+from pipeline.networks.simplify import simplify
 from pipeline.records import Network
 from pipeline.surgery.forms import GraphBacked
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hardware.graph.channel_map import ChannelMap
-from hardware.graph.fold_norms import fold_norms
 from hardware.graph.model import load_model
-from hardware.graph.prepare import prepare
 from hardware.latency.layers import Layer
 from hardware.latency.template_layers import layers_of
 from hardware.records import Record
@@ -29,7 +27,9 @@ from pipeline.errors import RecipeError
 from pipeline.evidence.needs import GRADIENTS, RESPONSES
 from pipeline.evidence.views import group_views
 from pipeline.networks.analyse import analyse
+from pipeline.networks.fold_norms import fold_norms
 from pipeline.networks.load import load_network
+from pipeline.networks.prepare import prepare
 from pipeline.recipe import DataSection, ModelSection, Surgery, read_recipe
 from pipeline.records import Floor, Form
 from pipeline.redundancy import MEASURES, SCORES

@@ -8,10 +8,10 @@ from onnx import numpy_helper
 from hardware.errors import CarveError, ModelError
 from hardware.graph.carve import carve, keep_first
 from hardware.graph.channel_map import ChannelMap, Resize
-from hardware.graph.fold_norms import fold_norms
 from hardware.graph.model import load_model
 from pipeline.channels.checks import random_keep
 from pipeline.channels.find import find_groups
+from pipeline.networks.fold_norms import fold_norms
 from tests import nets
 from tests.graphs import difference, exported, operations, run
 from tests.hardware.templates import Builder, residual

@@ -6,12 +6,12 @@ from onnx import TensorProto, helper
 from hardware.errors import ModelError
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import ChannelMap, Group, ParameterSlice, Resize
-from hardware.graph.fold_norms import fold_norms
 from hardware.graph.model import initializers, shapes
 from hardware.latency.layers import LayerKey, macs_of
 from hardware.latency.template_layers import layers_of
 from pipeline.channels.checks import random_keep
 from pipeline.channels.find import find_groups
+from pipeline.networks.fold_norms import fold_norms
 from tests.graphs import exported
 from tests.hardware import templates
 

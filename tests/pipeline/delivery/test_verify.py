@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hardware.graph.fold_norms import fold_norms
 from hardware.latency.end_to_end import Timing, time_engines
 from hardware.runtimes.base import EngineSettings
 from hardware.runtimes.fake import FakeRuntime
 from hardware.timing import Latency, Protocol
 from pipeline.delivery.verify import Facts, Quality, judge, measure_parity
 from pipeline.networks.export import export_graph
+from pipeline.networks.fold_norms import fold_norms
 from pipeline.networks.load import load_network
 from pipeline.recipe import LimitsSection, ModelSection, TargetSection
 from pipeline.records import Form

@@ -9,10 +9,10 @@ from onnx.reference import ReferenceEvaluator
 
 from hardware.graph.carve import carve
 from hardware.graph.channel_map import ChannelMap
-from hardware.graph.fold_norms import fold_norms
 from pipeline.channels.find import find_groups
 from pipeline.networks.analyse import fit_to_class
 from pipeline.networks.export import export_graph
+from pipeline.networks.fold_norms import fold_norms
 from pipeline.networks.load import load_network
 from pipeline.networks.store import load_pruned, save_network
 from pipeline.recipe import ModelSection

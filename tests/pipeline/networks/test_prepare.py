@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from hardware.errors import ModelError
-from hardware.graph.prepare import prepare
+from pipeline.networks.prepare import prepare
 from tests.graphs import difference, run
 
 

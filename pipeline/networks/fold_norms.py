@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
+from hardware.errors import ModelError
 from hardware.graph.model import (
     attributes,
     drop_dead,
@@ -20,7 +22,7 @@ from hardware.graph.model import (
     uses,
 )
 from hardware.graph.operators import BIASED_PRODUCTS, MOVEMENTS, VIEWS, is_standard
-from hardware.graph.simplify import evaluate, simplify
+from pipeline.networks.simplify import simplify
 
 Array = npt.NDArray[Any]
 
@@ -157,8 +159,24 @@ def _computed(
     if name not in values:
         node = makers[name]
         inputs = {n: _computed(n, makers, weights, values, opsets) for n in node.input if n}
-        values.update(evaluate(node, inputs, opsets) or {})
+        values.update(_evaluate(node, inputs, opsets) or {})
     return values[name]
+
+
+def _evaluate(
+    node: NodeProto, inputs: dict[str, Array], opsets: dict[str, int]
+) -> dict[str, Array] | None:
+    """Return a node's outputs by ONNX's own reference, None where they are not tensors."""
+    try:
+        outputs = ReferenceEvaluator(node, opsets=opsets).run(None, inputs)
+    except Exception as error:  # the reference raises whatever its numpy code raises
+        raise ModelError(
+            f"Node {node.name!r} ({node.op_type}) has constant inputs but cannot be computed: "
+            f"{error}"
+        ) from error
+    if not all(isinstance(value, np.ndarray | np.generic) for value in outputs):
+        return None
+    return {n: np.asarray(v) for n, v in zip(node.output, outputs, strict=False) if n}
 
 
 def _is_idle(node: NodeProto, types: dict[str, int], known: dict[str, tuple[int, ...]]) -> bool:

@@ -11,7 +11,7 @@ from hardware.graph.model import (
     static_shape,
     to_array,
 )
-from hardware.graph.simplify import simplify
+from pipeline.networks.simplify import simplify
 
 
 def prepare(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
