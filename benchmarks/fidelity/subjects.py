@@ -17,6 +17,7 @@ NETWORKS = {
     "resnet34": ModelSection(name="torchvision:resnet34", input_shape=(3, 224, 224)),
     "mobilenet_v2": ModelSection(name="torchvision:mobilenet_v2", input_shape=(3, 224, 224)),
     "resnet20": ModelSection(name=CIFAR_RESNET, arguments={"depth": 20}, input_shape=(3, 32, 32)),
+    "demo": ModelSection(name="benchmarks.networks:digits_resnet", input_shape=(1, 32, 32)),
     "resnet56": ModelSection(name=CIFAR_RESNET, arguments={"depth": 56}, input_shape=(3, 32, 32)),
 }
 UNIFORM = (0.25, 0.5, 0.75)
