@@ -35,6 +35,7 @@ LEAST_BUILDS = 12  # the corners of the design, and enough beyond to judge the t
 MOST_BUILDS = 200  # a small network may have fewer variants than the time allows
 JUDGED = 5  # of the last variants, the median of whose errors decides
 CLOSE = 0.05  # relative; a plan loop that starts so close ends within three turns
+MUCH_DISTURBED = 0.25  # of the variants, before it is worth a warning
 LEAST_SHARE = 1e-4  # of a network's time that a layer counts in the design, fused away or not
 
 
@@ -135,8 +136,21 @@ def sweep(
     if goal.builds is None:
         table = table.model_copy(update={"swept": {**table.swept, digest: goal.minutes}})
         table.save(place.path)
+    _warn_of_others(table.variants_of(digest))
     tell(1, 1, f"{len(table.entries)} latencies")
     return table
+
+
+def _warn_of_others(variants: Sequence[Variant]) -> None:
+    """Say aloud that a table was measured beside others, where that was so for much of it."""
+    count = sum(v.disturbance is not None and v.disturbance.is_disturbed for v in variants)
+    if count > MUCH_DISTURBED * len(variants):
+        log.warning(
+            "Others used this device while %d of %d networks were measured; entries may be off. "
+            "To measure all anew when it is quiet, delete the table and profile again.",
+            count,
+            len(variants),
+        )
 
 
 def prediction_errors(table: LatencyTable, variants: Sequence[Variant]) -> list[float]:

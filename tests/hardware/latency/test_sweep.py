@@ -5,6 +5,7 @@ import numpy as np
 import psutil
 import pytest
 
+from hardware.disturbance import Counters
 from hardware.errors import BuildError, RuntimeMissingError
 from hardware.latency.predict import costs, predict_ms
 from hardware.latency.sweep import LEAST_BUILDS, Goal, Place, measure, prediction_errors, sweep
@@ -206,6 +207,31 @@ def test_a_network_with_few_variants_is_swept_to_its_end(tmp_path):
 
     assert {variant.widths["inner0"] for variant in table.variants} == {0, 32}
     assert len(table.variants) == 2
+
+
+class NeighbourlyRuntime(FakeRuntime):
+    """The imagined device with a neighbour who keeps a core busy from some reading on."""
+
+    def __init__(self, since):
+        super().__init__(**FINE)
+        self.since, self.readings, self.foreign_s = since, 0, 0.0
+
+    def counters(self):
+        self.readings += 1  # a second passes between two readings
+        self.foreign_s += self.readings > self.since
+        return Counters(wall_s=float(self.readings), foreign_s=self.foreign_s)
+
+
+@pytest.mark.parametrize(("since", "is_told"), [(0, True), (10**6, False)])
+def test_a_table_that_was_measured_beside_others_says_so(tmp_path, caplog, since, is_told):
+    template, candidates = subject(lambda: templates.residual(blocks=1))
+    runtime = NeighbourlyRuntime(since)
+    place = place_of(template, runtime, tmp_path / "table.json")
+
+    table = sweep(place, Goal(candidates=candidates, builds=6), empty_table(runtime))
+
+    assert all(v.disturbance.is_disturbed is is_told for v in table.variants)
+    assert ("Others used this device while 6 of 6" in caplog.text) is is_told
 
 
 def test_a_measured_plan_enters_the_table_with_what_was_predicted(tmp_path):
