@@ -166,14 +166,14 @@ def test_what_is_spent_next_follows_how_wrong_the_table_is(took, knows, expected
     share=st.floats(0.3, 0.75),
     step=st.sampled_from([2, 4, 8]),
 )
-def test_the_loop_ends_within_three_turns_and_meets_the_target(
+def test_the_loop_ends_within_four_turns_even_with_a_table_a_quarter_off(
     error, learns, knows, share, step
 ) -> None:
     device = Device(error=error, learns=learns, knows=knows)
 
     fitted = looped(request_of(share, step, least=step), device)
 
-    assert len(fitted.loop) <= 3
+    assert len(fitted.loop) <= 4
     assert device.confirm(None, fitted.plan.widths).estimate <= share
 
 
