@@ -20,7 +20,7 @@ from pipeline.training.training import TrainingJob
 
 RECIPE = Path("benchmarks/demo.yaml")
 RUNTIMES = ("ov", "ort")
-TRAINING = FinetuneSection(epochs=14, learning_rate=0.05, distill=0.0, recalibrate=False)
+TRAINING = FinetuneSection(epochs=10, learning_rate=0.05, distill=0.0, recalibrate=False)
 
 
 def train(recipe: Recipe, stages: Stages) -> None:

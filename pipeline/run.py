@@ -249,7 +249,7 @@ def plan_and_measure(
     """Return the best plan whose measured latency meets the target.
 
     Plans, measures the planned network as a whole and layer by layer, and plans again with what
-    was measured, until a plan meets the target when timed as thoroughly as a delivered engine and
+    was measured, until a plan meets the target when several loads of it are timed for longer, and
     leaves little of it unused, or nothing new is proposed.
 
     Raises:

@@ -37,12 +37,12 @@ class KindModel:
     weights: Array  # (features,), microseconds per feature, >= 0
     widest: Array  # (2,) most input and output channels that were measured
     places: Array  # (n, 2) measured channel counts, as shares of the widest
-    pulls: Array  # (n,) weight of each measurement in the log of what is near it
+    corrections: Array  # (n,) weight of each measurement in the log of what is near it
 
     def predict(self, keys: Sequence[LayerKey]) -> Array:
         """Return the microseconds of each layer of this kind, (keys,), >= 0."""
         near = _closeness(_counts(keys) / self.widest, self.places)
-        estimates = _features(keys) @ self.weights * np.exp(near @ self.pulls)
+        estimates = _features(keys) @ self.weights * np.exp(near @ self.corrections)
         estimates = np.where(estimates > LEAST_US, estimates, 0.0)
         pairs = zip(keys, estimates.tolist(), strict=True)
         return np.array([self.measured_us.get(key, time_us) for key, time_us in pairs])
@@ -68,7 +68,7 @@ def fit_kind(entries: Sequence[Entry]) -> KindModel:
         weights=np.asarray(weights),
         widest=widest,
         places=places,
-        pulls=np.linalg.solve(covariance, off),
+        corrections=np.linalg.solve(covariance, off),
     )
 
 
