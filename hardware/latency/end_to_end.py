@@ -13,10 +13,10 @@ Progress = Callable[[int, int, str], None]
 # Of both models and all their loads; the interval is usually tight long before the time is up.
 LOADS = 3
 PROTOCOL = Protocol(
-    warmup_s=0.5, min_samples=200, max_samples=5000, max_seconds=12.0, relative_width=0.004
+    warmup_s=0.5, min_samples=50, max_samples=5000, max_seconds=12.0, relative_width=0.004
 )
 # Of a plan: enough to tell whether training for it is worth it; what is delivered is timed longer.
-PLAN_PROTOCOL = replace(PROTOCOL, max_seconds=4.0)
+PLAN_PROTOCOL = replace(PROTOCOL, min_samples=15, max_seconds=4.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
