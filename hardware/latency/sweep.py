@@ -102,7 +102,7 @@ def sweep(
         place: what is measured, and with what.
         goal: which widths, and for how long.
         table: measured so far.
-        progress: told (variants measured, expected, text) after each.
+        progress: called with (variants measured, expected, text) after each.
 
     Raises:
         BuildError, RunError: the runtime failed; what was measured is saved.
