@@ -164,7 +164,7 @@ def _refuse_odd(path: Path, table: LatencyTable, template: str, layers: Sequence
     for variant in table.variants:
         numbers = (*variant.times_us, variant.full_ms, variant.sum_us)
         is_time = all(math.isfinite(number) and number >= 0 for number in numbers)
-        if not is_time or not variant.full_ms:
+        if not is_time or not variant.full_ms or not variant.sum_us:
             raise StorageError(f"{path} is damaged: it holds times that are none.")
     for variant in ours:
         executed = [table.entries[index].key for index in variant.entries]

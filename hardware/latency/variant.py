@@ -10,6 +10,7 @@ from math import ceil
 import onnx
 
 from hardware.disturbance import between
+from hardware.errors import RunError
 from hardware.graph.carve import carve, keep_first
 from hardware.graph.channel_map import ChannelMap
 from hardware.latency.layers import Layer, LayerKey, attribute, owners_of
@@ -104,6 +105,11 @@ class Rig:
         times = profiled.node_times(feeds, runs)
         layers = self.template.layers
         found = attribute(times, owners_of(model, layers), layers, widths)
+        if not any(time_us > 0 for _, time_us in found):
+            raise RunError(
+                f"The profiler of {self.runtime.name} says that none of {len(found)} layers took "
+                "any time. Measure with another version of the runtime, or report this one."
+            )
         variant = Variant(
             template=self.template.digest,
             widths=widths,

@@ -1,12 +1,13 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import psutil
 import pytest
 
 from hardware.disturbance import Counters
-from hardware.errors import BuildError, RuntimeMissingError
+from hardware.errors import BuildError, RunError, RuntimeMissingError
 from hardware.latency.predict import costs, predict_ms
 from hardware.latency.sweep import LEAST_BUILDS, Goal, Place, measure, prediction_errors, sweep
 from hardware.latency.table import LatencyTable, key_of, load_table
@@ -249,6 +250,25 @@ def test_a_measured_plan_enters_the_table_with_what_was_predicted(tmp_path):
     assert variant.full_ms == pytest.approx(true_ms(runtime, template, {}))
     assert variant.purpose == "plan"
     assert variant.predicted_ms == pytest.approx(variant.end_to_end.median_ms, rel=0.05)
+
+
+class SilentRuntime(FakeRuntime):
+    """The imagined device with a profiler that says nothing took any time."""
+
+    def build(self, model, settings, *, profile=False):
+        engine = super().build(model, settings, profile=profile)
+        told = tuple(replace(cost, time_us=0.0) for cost in engine.costs)
+        engine.node_times = lambda feeds, runs: told
+        return engine
+
+
+def test_a_profiler_that_says_nothing_took_time_is_an_error(tmp_path):
+    template, candidates = subject()
+    runtime = SilentRuntime()
+    place = place_of(template, runtime, tmp_path / "table.json")
+
+    with pytest.raises(RunError, match="none of 8 layers took any time"):
+        sweep(place, Goal(candidates=candidates), empty_table(runtime))
 
 
 def test_the_digest_tells_structure_and_not_weights():
