@@ -27,7 +27,7 @@ def staircase_page(table: LatencyTable, found: Sequence[Staircase]) -> str:
         f"the sum of the layers: {middle:.3f} ({low:.3f} to {high:.3f}). Dots are measured, each "
         "the median over the networks that executed it, with its spread; paler dots have fewer "
         "channels on the other side. Plans reckon with the dots, and between them with the line, "
-        "which is drawn at the most channels on the other side.</p>\n"
+        "which is drawn at the largest layer's channels on the other side.</p>\n"
         + "\n".join(_section(stairs) for stairs in found),
     )
 
@@ -71,7 +71,7 @@ def _chart(stairs: Staircase) -> str:
     marks.append(f'<polyline points="{line}" fill="none" stroke="var(--line)"/>')
     for entry in stairs.entries:
         place, key = x(stairs.width_of(entry)), entry.key
-        share = 1.0 if stairs.other is None else stairs.across(entry) / stairs.other
+        share = 1.0 if stairs.other is None else min(stairs.across(entry) / stairs.other, 1.0)
         low, high = entry.median_us - entry.mad_us, entry.median_us + entry.mad_us
         marks.append(
             f'<g opacity="{0.25 + 0.75 * share:.2f}"><line x1="{place:.1f}" x2="{place:.1f}" '

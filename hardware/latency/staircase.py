@@ -99,7 +99,7 @@ def _closeness(a: Array, b: Array) -> Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What a kind of layer takes at one width, with the most channels on the other side."""
+    """What a kind of layer takes at one width, with the largest layer's channels on the other."""
 
     width: int
     time_us: float  # what plans reckon with
@@ -112,8 +112,8 @@ class Staircase:
     """One kind of layer: what was measured of it, and what plans reckon with."""
 
     label: str
-    axis: str  # "out": the line runs over output channels at the widest input; "in": reverse
-    other: int | None  # channels on the other side of the line; None: the same as on its axis
+    axis: str  # "out": the line runs over output channels, "in": over input channels
+    other: int | None  # channels on the other side, the largest layer's; None: the same as here
     curve: Curve  # at every width up to the widest
     entries: tuple[Entry, ...]
 
@@ -154,14 +154,15 @@ def _staircase(entries: Sequence[Entry]) -> Staircase:
     keys = [entry.key for entry in whole]
     axis = "out" if len({key.out_channels for key in keys}) > 1 else "in"
     coupled = all(key.in_channels == key.out_channels for key in keys)
-    widest_in = max(key.in_channels for key in keys)
-    widest_out = max(key.out_channels for key in keys)
-    example = max(keys, key=lambda key: (key.out_channels, key.in_channels))
+    # The largest layer that was measured: where expansions and projections are one kind, the widest
+    # input and the widest output belong to no layer together.
+    example = max(keys, key=lambda key: key.in_channels * key.out_channels)
     line = []
-    for width in range(1, (widest_out if axis == "out" else widest_in) + 1):
-        at_out = (width if coupled else widest_in, width)
-        line.append(example.at(*(at_out if axis == "out" else (width, widest_out))))
-    other = widest_in if axis == "out" else widest_out
+    widest = max(key.out_channels if axis == "out" else key.in_channels for key in keys)
+    for width in range(1, widest + 1):
+        at_out = (width if coupled else example.in_channels, width)
+        line.append(example.at(*(at_out if axis == "out" else (width, example.out_channels))))
+    other = example.in_channels if axis == "out" else example.out_channels
     return Staircase(
         label=label_of(example),
         axis=axis,

@@ -253,3 +253,16 @@ def test_a_kind_of_layer_is_told_in_words():
     )
 
     assert label_of(key) == "Conv + Relu, 3x3, stride 2, depthwise, at 8x8 px"
+
+
+def test_a_line_runs_where_layers_are():
+    # An expansion and a projection are one kind; nothing has 960 inputs and 960 outputs.
+    table = LatencyTable(key=KEY)
+    for inputs, outputs in ((160, 960), (80, 480), (960, 160), (480, 80)):
+        time_us = 1e-3 * inputs * outputs
+        table = table.adding(variant([time_us], width=outputs), [conv(inputs, outputs)])
+
+    (stairs,) = staircases(table)
+
+    assert stairs.other == 160
+    assert max(us for _, us in stairs.curve) == pytest.approx(153.6)
