@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.fidelity.isolated import IsolatedTable
@@ -14,8 +14,9 @@ from hardware.latency.predict import keys_of
 from hardware.latency.sweep import Goal, Place, sweep
 from hardware.latency.table import LatencyTable, key_of, load_table
 from hardware.latency.variant import FULL_ENGINES, Template
+from hardware.latency.variant import PROTOCOL as VARIANT_PROTOCOL
 from hardware.runtimes.base import Engine, EngineSettings, Runtime
-from hardware.timing import Protocol, ratio, time_together
+from hardware.timing import ratio, time_together
 from pipeline.delivery.deliver import versions
 
 Progress = Callable[[int, int, str], None]
@@ -24,14 +25,7 @@ TABLE, PLANS = "table.json", "plans.json.gz"
 # The first plans are measured twice, minutes apart and with engines loaded anew, to tell how far a
 # plan's own time repeats.
 PASSES, EVERY = 2, 3
-PROTOCOL = Protocol(
-    warmup_s=0.1,
-    min_samples=10,
-    max_samples=60,
-    max_seconds=0.4,
-    relative_width=0.005,
-    min_sample_us=5000.0,
-)
+PROTOCOL = replace(VARIANT_PROTOCOL, relative_width=0.005)  # a plan is what is judged by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
